@@ -1,0 +1,49 @@
+# `make help` lists the commands. Everything runs in .venv, which is made on first use.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+RANKS ?= 2
+
+.PHONY: help env demo preprocess test check format docs clean
+
+help:  ## list these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+env: .venv/.installed  ## make .venv with the pinned requirements
+
+.venv/.installed: requirements.txt
+	@command -v g++ >/dev/null || { echo "make: no g++; DeepSpeed builds its CPU communication with it (Debian: apt-get install g++)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11; give PYTHON=…" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+demo: env  ## distil a real model end to end into runs/demo (FRESH=1 starts again)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tools.demo --ranks $(RANKS) $(if $(filter 1,$(FRESH)),--fresh)
+
+# make preprocess DATA='raw/*.jsonl' OUT=records/train TOKENIZER=models/student
+TEMPLATE ?= alpaca
+KIND ?= instructions
+MAX_PROMPT ?= 256
+MAX_LENGTH ?= 512
+preprocess: env  ## tokenise DATA= into the folder OUT= with TOKENIZER= (TEMPLATE= KIND= MAX_PROMPT= MAX_LENGTH=)
+	@for name in DATA OUT TOKENIZER; do [ -n "$${!name}" ] || { echo "make preprocess: $$name= is missing, as in make preprocess DATA=file.jsonl OUT=folder TOKENIZER=folder" >&2; exit 2; }; done
+	@$(BIN)/python -m data_prep.preprocess --data "$$DATA" --out "$$OUT" --tokenizer "$$TOKENIZER" \
+	  --kind "$(KIND)" --template "$(TEMPLATE)" --max-prompt "$(MAX_PROMPT)" --max-length "$(MAX_LENGTH)"
+
+test: env  ## run all tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
+
+check: env  ## format, lint, types, import layers, fast tests (under 2 minutes)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m "not slow"
+
+docs: env  ## write the config reference into README.md
+	$(BIN)/python -m tools.config_reference README.md
+
+clean:  ## remove caches, keep .venv and runs
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
