@@ -1,0 +1,311 @@
+"""The whole run as frozen, typed settings: one YAML file plus `section.key=value` overrides.
+
+Every field carries the text that the README's reference shows. A key that no model knows is an error that names
+the nearest right spelling; nothing is ever silently ignored.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from distill.errors import BadInput, Problem
+
+RESOLVED = "config.yaml"
+"""The run folder's copy of its settings, every default and preset written out."""
+
+
+class Settings(BaseModel):
+    """Base of every section: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSettings(Settings):
+    """Where the run lives and what makes it repeatable."""
+
+    folder: Path = Field(description="Run folder: resolved config, metrics, checkpoints, samples and the student.")
+    seed: int = Field(0, ge=0, description="Seeds data order, coins and every sampled token, each on its own axis.")
+
+
+class ModelSettings(Settings):
+    """A causal language model and how to open it."""
+
+    path: str = Field(description="Hugging Face folder or hub id.")
+    trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward (training only).")
+
+
+class DataSettings(Settings):
+    """Folders written by `make preprocess`."""
+
+    train: Path = Field(description="Training records (prompts and responses).")
+    valid: Path | None = Field(None, description="Validation records; without them the last student is kept.")
+    plain_text: Path | None = Field(None, description="Packed plain-text records for L_PT; none switches L_PT off.")
+
+
+class SftSettings(Settings):
+    """Supervised fine-tuning: cross-entropy on the recorded responses."""
+
+    name: Literal["sft"]
+
+
+_MINILLM_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "first_reward": "next",
+        "gamma": 1.0,
+        "whitening": "none",
+        "reward_scale": 1.0,
+        "reward_clip": None,
+        "weighted_single_step": True,
+        "lm_soft_weight": 0.0,
+    },
+    "lmops": {
+        "first_reward": "current",
+        "gamma": 0.95,
+        "whitening": "padded_micro_batch",
+        "reward_scale": 0.5,
+        "reward_clip": 100.0,
+        "weighted_single_step": False,
+        "lm_soft_weight": 0.5,
+    },
+}
+_MINILLM_PRESETS["default"] = _MINILLM_PRESETS["lmops"] | {"whitening": "tokens"}
+
+
+class MiniLLMSettings(Settings):
+    """MiniLLM (arXiv 2306.08543): reverse-KL policy gradient with a single-step term. The preset fills every
+    knob that is not given."""
+
+    name: Literal["minillm"]
+    preset: Literal["default", "paper", "lmops"] = Field("default", description="Fills the knobs that are not given.")
+    first_reward: Literal["current", "next"] = Field(
+        description="Reward-to-go of step t starts at t (`current`) or t+1 (`next`).",
+        json_schema_extra={"preset": True},
+    )
+    gamma: float = Field(ge=0, le=1, description="Discount of later rewards.", json_schema_extra={"preset": True})
+    whitening: Literal["none", "tokens", "padded_micro_batch"] = Field(
+        description="Normalise reward-to-go: not at all, over the real tokens of the optimizer step, or over each "
+        "micro-batch's padded window.",
+        json_schema_extra={"preset": True},
+    )
+    reward_scale: float = Field(gt=0, description="Rewards are divided by this.", json_schema_extra={"preset": True})
+    reward_clip: float | None = Field(
+        gt=0, description="Scaled rewards are clipped to ± this; none: no clip.", json_schema_extra={"preset": True}
+    )
+    weighted_single_step: bool = Field(
+        description="Multiply the single-step term by the importance weight too.", json_schema_extra={"preset": True}
+    )
+    lm_soft_weight: float = Field(
+        ge=0,
+        le=1,
+        description="Share of soft cross-entropy to the teacher in L_PT.",
+        json_schema_extra={"preset": True},
+    )
+    length_normalised: bool = Field(True, description="Divide reward-to-go by its number of terms (Eq. 6).")
+    single_step: bool = Field(True, description="Add the exact single-step term.")
+    ratio_clip: float = Field(0.2, gt=0, description="ε of the clipped policy gradient.")
+    lm_coef: float = Field(1.0, ge=0, description="Weight of L_PT.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = given.get("preset", "default")
+        # An unknown preset is left to the field's own check, which lists the right ones.
+        return _MINILLM_PRESETS.get(preset, _MINILLM_PRESETS["default"]) | given
+
+
+ObjectiveSettings = Annotated[SftSettings | MiniLLMSettings, Field(discriminator="name")]
+
+
+class RolloutSettings(Settings):
+    """How responses are sampled. Batch sizes are global: they do not change with the number of ranks."""
+
+    alpha: float = Field(
+        0.2, ge=0, lt=1, description="Teacher's share of the sampling mixture (Eq. 4); 0: student only."
+    )
+    coins: Literal["shared", "per_row"] = Field(
+        "shared", description="One coin sequence for all rows of a round (α·T teacher calls), or one a row."
+    )
+    temperature: float = Field(1.0, gt=0, description="Applies to both models' proposals.")
+    top_k: int = Field(0, ge=0, description="Keep the k likeliest tokens of each model; 0: all.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Keep each model's smallest set of this probability; 1: all.")
+    max_new_tokens: int = Field(256, gt=0, description="Longest response, EOS included.")
+    batch: int = Field(32, gt=0, description="Rows decoded together on one rank.")
+    per_round: int = Field(256, gt=0, description="Rollouts sampled before each set of inner epochs.")
+    inner_epochs: int = Field(4, gt=0, description="Passes over each round's rollouts.")
+
+
+class OptimSettings(Settings):
+    """AdamW and its schedule. `batch_size` is global; `micro_batch` is what one rank takes at once."""
+
+    lr: float = Field(5e-6, gt=0, description="Peak learning rate.")
+    schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="Shape after the warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up from 0.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decay rates.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of matrices; vectors are exempt.")
+    clip_norm: float = Field(1.0, gt=0, description="Global gradient-norm clip.")
+    batch_size: int = Field(64, gt=0, description="Sequences in one optimizer step, over all ranks.")
+    micro_batch: int = Field(8, gt=0, description="Sequences in one forward and backward on one rank.")
+    steps: int = Field(gt=0, description="Optimizer steps.")
+    max_minutes: float | None = Field(
+        None, gt=0, description="Stop after this training time, evaluation and saving excluded, even if steps remain."
+    )
+
+
+class ParallelSettings(Settings):
+    """How both models are laid out over the ranks."""
+
+    deepspeed: Path = Field(
+        Path("ds_configs/zero3.json"), description="DeepSpeed JSON; its `auto` values are filled here."
+    )
+    student_tp: int = Field(1, gt=0, description="Tensor-parallel degree of the student.")
+    teacher_tp: int = Field(1, gt=0, description="Tensor-parallel degree of the teacher; equal to the student's.")
+
+
+class EvaluationSettings(Settings):
+    """Validation during training; the best student is kept by validation loss (SFT) or Rouge-L (MiniLLM)."""
+
+    every: int = Field(0, ge=0, description="Steps between validations; 0: only at the end.")
+    prompts: int = Field(64, gt=0, description="Validation records used, at most.")
+
+
+class CheckpointSettings(Settings):
+    """Saving for resume."""
+
+    every: int = Field(100, gt=0, description="Steps between checkpoints; the last step always saves.")
+    keep: int = Field(1, gt=0, description="Newest checkpoints kept.")
+
+
+class LogSettings(Settings):
+    """metrics.jsonl and wandb get the same records; the console shows a few of the figures."""
+
+    every: int = Field(1, gt=0, description="Steps between records.")
+    samples: int = Field(4, ge=0, description="Rollouts written to samples.jsonl each round.")
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="`auto`: online when a key is at hand, offline otherwise."
+    )
+    project: str = Field("distill", description="wandb project.")
+
+
+class Config(Settings):
+    """One run."""
+
+    run: RunSettings
+    student: ModelSettings
+    teacher: ModelSettings | None = None
+    data: DataSettings
+    objective: ObjectiveSettings
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="`auto`: bf16 where the accelerator or processor computes in it, fp32 elsewhere."
+    )
+    optim: OptimSettings
+    rollout: RolloutSettings = RolloutSettings()
+    parallel: ParallelSettings = ParallelSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a run's YAML, apply `section.key=value` overrides, check everything.
+
+    Raises:
+        BadInput: an unreadable file, an override that is not `key=value`, or settings that do not fit; all at once.
+    """
+    raw = _read_yaml(Path(path))
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise BadInput([_describe(item) for item in error.errors()]) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved settings as YAML that `load` reads back to an equal `Config`."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BadInput(
+            Problem("--config", str(path), "no such file", "give the path of a recipe, as in launch/recipes/")
+        )
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise BadInput(Problem("--config", where, "not valid YAML", "correct the file near that line")) from None
+    if not isinstance(raw, dict):
+        raise BadInput(Problem("--config", str(path), "holds no settings", "give it sections such as `student:`"))
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise BadInput(Problem("override", override, "not of the form section.key=value", "e.g. optim.lr=1e-5"))
+    *parents, leaf = key.split(".")
+    node = raw
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise BadInput(Problem(key, text, f"{parent!r} is a value, not a section", "see the config reference"))
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise BadInput(Problem(key, text, "not a valid YAML value", "quote it")) from None
+
+
+def _describe(error: Any) -> Problem:
+    location = [str(part) for part in error["loc"]]
+    # pydantic puts a union's tag into the path (objective.minillm.gamma); users write objective.gamma.
+    if len(location) > 1 and location[0] == "objective":
+        location = [location[0], *location[2:]]
+    field, value = ".".join(location), error.get("input")
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        return Problem(
+            field, value, "unknown key", f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        )
+    if error["type"] == "missing":
+        return Problem(field, None, "missing", "add it")
+    if error["type"] == "union_tag_invalid":
+        tag = value.get("name") if isinstance(value, dict) else value
+        return Problem("objective.name", tag, "unknown objective", f"one of {error['ctx']['expected_tags']}")
+    if error["type"] == "union_tag_not_found":
+        return Problem("objective.name", None, "missing", "name one of 'sft', 'minillm'")
+    return Problem(field, value, error["msg"][:1].lower() + error["msg"][1:], "see the config reference in README.md")
+
+
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    sections: dict[str, type[Settings]] = {"sft": SftSettings, "minillm": MiniLLMSettings}
+    sections |= {name: model for name, model in section_models().items() if name != "objective"}
+    if len(location) == 1:
+        return list(Config.model_fields)
+    return list(sections[str(location[-2])].model_fields)
+
+
+def section_models() -> dict[str, type[Settings]]:
+    """Section name → settings model, in the order of the YAML; `objective` appears once a kind in the reference."""
+    return {
+        "run": RunSettings,
+        "student": ModelSettings,
+        "teacher": ModelSettings,
+        "data": DataSettings,
+        "objective": MiniLLMSettings,
+        "optim": OptimSettings,
+        "rollout": RolloutSettings,
+        "parallel": ParallelSettings,
+        "evaluation": EvaluationSettings,
+        "checkpoint": CheckpointSettings,
+        "log": LogSettings,
+    }

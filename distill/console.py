@@ -1,0 +1,55 @@
+"""How a command meets the person at the terminal: one clear error, an exit code, no library chatter."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+from distill.errors import EXIT_BAD_INPUT, BadInput
+
+# The launcher kills the other ranks as soon as the one that speaks has left.
+_GRACE_SECONDS = 60
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its host that prints errors."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def quiet_libraries() -> None:
+    """Keep libraries' notices off the console; their errors stay."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up, as argparse's `type`; anything else is its error, with exit code 2."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def run_on_ranks(command: Callable[[], object]) -> int:
+    """Run a command that every rank runs; its exit code. Bad input is printed once a host, without a traceback."""
+    try:
+        command()
+    except BadInput as error:
+        if not speaks():
+            time.sleep(_GRACE_SECONDS)
+        for problem in error.problems:
+            print(f"distill: {problem}", file=sys.stderr, flush=True)
+        return EXIT_BAD_INPUT
+    finally:
+        from distill.topology import stop
+
+        stop()
+    return 0

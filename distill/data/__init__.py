@@ -1,0 +1,1 @@
+"""Records on disk, batches in memory, and the order in which they come."""

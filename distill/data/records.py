@@ -1,0 +1,90 @@
+"""Tokenised records on disk: one Arrow dataset and one `records.json` a folder.
+
+`records.json` holds the tokenizer's fingerprint, the settings and the counts of what was kept, cut and dropped, so a
+folder says what it is and can refuse a tokenizer that did not write it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+import datasets
+from pydantic import BaseModel
+from transformers import PreTrainedTokenizerBase
+
+from distill.errors import BadInput, Problem
+
+MANIFEST = "records.json"
+Kind = Literal["instructions", "text"]
+
+INSTRUCTION_FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "prompt": datasets.Value("string"),
+        "references": datasets.List(datasets.Value("string")),
+        "prompt_ids": datasets.List(datasets.Value("int32")),
+        "response_ids": datasets.List(datasets.Value("int32")),
+    }
+)
+TEXT_FEATURES = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what the tokenizer does to text: its vocabulary with ids, its EOS, and its cut of a probe sentence."""
+    probe = "The 2 quick brown foxes don't jump over naïve 日本 dogs.\n\tEnd of text 12345 !?"
+    content = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, tokenizer.encode(probe)]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+class RecordSettings(BaseModel):
+    """How the records were made."""
+
+    tokenizer: str
+    template: str
+    max_prompt: int
+    max_length: int
+    data: list[str]
+
+
+class Manifest(BaseModel):
+    """The content of `records.json`."""
+
+    kind: Kind
+    tokenizer: str
+    """Fingerprint of the tokenizer that wrote the records."""
+    settings: RecordSettings
+    counts: dict[str, int]
+
+
+def read_manifest(folder: Path, field: str) -> Manifest:
+    """The folder's `records.json`.
+
+    Raises:
+        BadInput: `folder` was not written by `make preprocess`; names the setting `field`.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        reason = "no such folder" if not Path(folder).exists() else f"no {MANIFEST} in it"
+        raise BadInput(Problem(field, str(folder), reason, "write it with `make preprocess`"))
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValueError:
+        raise BadInput(Problem(field, str(path), "damaged", "run `make preprocess` again")) from None
+
+
+def open_records(folder: Path, kind: Kind, field: str) -> datasets.Dataset:
+    """Memory-map a folder's records.
+
+    Raises:
+        BadInput: the folder holds the other kind of records, or its Arrow files are damaged.
+    """
+    found = read_manifest(folder, field).kind
+    if found != kind:
+        raise BadInput(Problem(field, str(folder), f"holds {found} records", f"give a folder of {kind} records"))
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(
+            Problem(field, str(folder), f"damaged records ({error})", "run `make preprocess` again")
+        ) from None

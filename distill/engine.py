@@ -1,0 +1,232 @@
+"""The only file that knows DeepSpeed's quirks: settings, initialise, gather, forward, backward, step.
+
+Also the only place that divides: losses arrive as sums and leave as means over the tokens of the whole step.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.integrations import HfDeepSpeedConfig
+
+from distill.config import ModelSettings, OptimSettings
+from distill.data.batches import TokenBatch
+from distill.errors import BadInput, Problem
+from distill.models.heads import project
+from distill.models.loading import load_model
+from distill.optim import parameter_groups, schedule
+from distill.topology import Topology
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def resolve_dtype(precision: str) -> torch.dtype:
+    """The dtype of weights and activations; `auto` takes bf16 where the hardware computes in it."""
+    if precision != "auto":
+        return _DTYPES[precision]
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        features = torch.cpu.get_capabilities()
+        return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
+    return torch.bfloat16 if accelerator.is_bf16_supported() else torch.float16
+
+
+def read_deepspeed_json(path: Path) -> dict[str, Any]:
+    """The user's DeepSpeed settings, `auto` values still in place.
+
+    Raises:
+        BadInput: no such file, or not a JSON object.
+    """
+    field = "parallel.deepspeed"
+    if not path.is_file():
+        raise BadInput(Problem(field, str(path), "no such file", "give a DeepSpeed JSON, as in ds_configs/"))
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(Problem(field, str(path), f"not valid JSON ({error})", "correct the file")) from None
+    if not isinstance(settings, dict):
+        raise BadInput(Problem(field, str(path), "not a JSON object", "correct the file"))
+    return settings
+
+
+# The recipe decides these; what a DeepSpeed JSON says of them is left out.
+_OURS = ("train_batch_size", "optimizer", "scheduler")
+
+
+def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in settings.items() if value != "auto"}
+    return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def fill_auto(settings: dict[str, Any], dtype: torch.dtype, optim: OptimSettings | None) -> dict[str, Any]:
+    """DeepSpeed settings with every `auto` this project owns filled from the run's settings.
+
+    Batch sizes stay out but for the micro-batch: DeepSpeed's own product of them counts tensor-parallel ranks too.
+    Optimizer and schedule are the recipe's. An `auto` left anywhere else falls back to DeepSpeed's default.
+    """
+    filled = _without_auto({k: v for k, v in settings.items() if k not in _OURS})
+    filled["train_micro_batch_size_per_gpu"] = optim.micro_batch if optim else 1
+    # We own the step boundary: what a mean over the tokens of all micro-batches needs.
+    filled["gradient_accumulation_steps"] = 1
+    filled["managed_gradient_accumulation"] = False
+    filled["gradient_clipping"] = optim.clip_norm if optim else 0.0
+    filled["bf16"] = {**filled.get("bf16", {}), "enabled": dtype == torch.bfloat16}
+    filled["fp16"] = {**filled.get("fp16", {}), "enabled": dtype == torch.float16}
+    filled["steps_per_print"] = 10**9
+    return filled
+
+
+class Engine:
+    """A model under DeepSpeed. Without `optim` it is frozen: no gradient, no optimizer state.
+
+    Initialise the student before the teacher: DeepSpeed's tensor-parallel group is set by the first.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        deepspeed_json: dict[str, Any],
+        dtype: torch.dtype,
+        topology: Topology,
+        vocab: int,
+        tp_size: int = 1,
+        optim: OptimSettings | None = None,
+    ):
+        self.topology, self.vocab = topology, vocab
+        ds_config = fill_auto(deepspeed_json, dtype, optim)
+        zero = dict(ds_config.get("zero_optimization", {}))
+        if optim is None:
+            # Stages 1 and 2 shard optimizer state and gradients: a frozen model has neither.
+            zero = (
+                {k: v for k, v in zero.items() if k != "offload_optimizer"} if zero.get("stage") == 3 else {"stage": 0}
+            )
+        ds_config["zero_optimization"] = zero
+        model = _load(settings, dtype, ds_config)
+        if tp_size > 1:
+            # The losses here read whole logits; a vocabulary-parallel head would return this rank's part only.
+            ds_config["tensor_parallel"] = {"autotp_size": tp_size, "vocab_parallel_lm_head": False}
+        self._ds = _freeze(model, ds_config) if optim is None else self._train(model, ds_config, optim)
+
+    def _train(
+        self, model: PreTrainedModel, ds_config: dict[str, Any], optim: OptimSettings
+    ) -> deepspeed.DeepSpeedEngine:
+        model.train()
+        offloaded = "offload_optimizer" in ds_config["zero_optimization"]
+        # torch's AdamW needs no compiler on CPU ranks; with offload DeepSpeed insists on its own CPU Adam.
+        torch_adam = self.topology.device.type == "cpu" and not offloaded
+        params = {"lr": optim.lr, "betas": list(optim.betas), "weight_decay": 0.0, "torch_adam": torch_adam}
+        ds_config["optimizer"] = {"type": "AdamW", "params": params}
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameter_groups(model, optim.weight_decay),
+            config=ds_config,
+            lr_scheduler=lambda optimizer: schedule(optimizer, optim),
+        )
+        return engine
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The wrapped model."""
+        return self._ds.module
+
+    def token_logits(self, batch: TokenBatch) -> Float[Tensor, "n vocab"]:
+        """Logits that predict every real response token, rows in order, N = number of those tokens."""
+        width = batch.response_ids.shape[1]
+        output = self._ds(**batch.model_inputs(), use_cache=False, logits_to_keep=width + 1)
+        return output.logits[:, :-1, : self.vocab][batch.response_mask]
+
+    @contextmanager
+    def whole(self) -> Iterator[PreTrainedModel]:
+        """All parameters gathered once and DeepSpeed's hooks off: the plain model, for many forwards in a row."""
+        offload = _parameter_offload(self._ds)
+        if offload is None:
+            yield self.module
+            return
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
+            _detach_hooks(offload)
+            try:
+                yield self.module
+            finally:
+                # Private in DeepSpeed, and the way its own users switch ZeRO-3 off for generation.
+                offload._register_deepspeed_module(offload.module)
+
+    @torch.no_grad()
+    def project(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n vocab"]:
+        """Logits of final hidden states; gathers the head alone. Never part of a gradient."""
+        head = list(self.module.get_output_embeddings().parameters())
+        with deepspeed.zero.GatheredParameters(head, enabled=_parameter_offload(self._ds) is not None):
+            return project(self.module, hidden, self.vocab)
+
+    def accumulate(self, total: Float[Tensor, ""], count: Float[Tensor, ""]) -> None:
+        """Backward of total/count: a sum over this micro-batch, the token count of the whole optimizer step."""
+        # DeepSpeed averages gradients over the replicas; times their number makes that the sum the totals ask for.
+        self._ds.backward(total / count * self.topology.dp_size)
+
+    def step(self) -> float:
+        """Clip, update, advance the schedule. Returns the gradient's global norm before clipping."""
+        self._ds.step()
+        return float(self._ds.get_global_grad_norm() or 0.0)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._ds.get_lr()[0])
+
+    def train(self, mode: bool = True) -> None:
+        """Training or evaluation mode of the module."""
+        self._ds.train(mode)
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Weights, optimizer, schedule: every rank its part, under `folder/tag`."""
+        self._ds.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """What `save` wrote, on the same layout of ranks."""
+        loaded, _ = self._ds.load_checkpoint(str(folder), tag=tag)
+        if loaded is None:
+            raise RuntimeError(f"DeepSpeed found no checkpoint {tag} in {folder}")
+
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """Whole weights on the CPU of rank 0, gathered a layer at a time; None on the other ranks. Collective."""
+        if self._ds.zero_optimization_stage() == 3 or self._ds.autotp_size() > 1:
+            return self._ds._consolidated_16bit_state_dict()
+        return self.module.state_dict() if self.topology.is_writer else None
+
+
+def _load(settings: ModelSettings, dtype: torch.dtype, ds_config: dict[str, Any]) -> PreTrainedModel:
+    if ds_config["zero_optimization"].get("stage") != 3:
+        return load_model(settings, dtype)
+    # While this object lives, from_pretrained shards every weight over the ranks as it is read.
+    keep_alive = HfDeepSpeedConfig(ds_config)
+    model = load_model(settings, dtype)
+    del keep_alive
+    return model
+
+
+def _freeze(model: PreTrainedModel, ds_config: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
+    engine, *_ = deepspeed.initialize(model=model.requires_grad_(False), config=ds_config)
+    engine.eval()
+    return engine
+
+
+def _parameter_offload(engine: deepspeed.DeepSpeedEngine) -> Any:
+    """DeepSpeed's keeper of ZeRO-3 hooks and shards; None below stage 3."""
+    if engine.zero_optimization_stage() != 3:
+        return None
+    return getattr(engine.optimizer, "parameter_offload", engine.optimizer)
+
+
+def _detach_hooks(offload: Any) -> None:
+    for parameter in offload.module.parameters():
+        parameter.ds_active_sub_modules.clear()
+    for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+        hook.remove()
+    offload.forward_hooks, offload.backward_hooks = [], []

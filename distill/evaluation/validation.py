@@ -1,0 +1,48 @@
+"""Validation during training: the figure by which the best student is kept."""
+
+from transformers import PreTrainedTokenizerBase
+
+from distill.config import Config
+from distill.data.loading import InstructionRecords
+from distill.engine import Engine
+from distill.evaluation.fidelity import compare, mean_cross_entropy
+from distill.evaluation.generation import respond, share, text_figures
+from distill.rollout.worker import RolloutWorker
+from distill.topology import Topology
+
+
+class Validation:
+    """Validation loss where the responses are given, Rouge-L of sampled ones where the student writes its own."""
+
+    def __init__(
+        self,
+        config: Config,
+        student: Engine,
+        teacher: Engine | None,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: list[int],
+        topology: Topology,
+    ):
+        assert config.data.valid is not None
+        self.config, self.student, self.teacher = config, student, teacher
+        self.tokenizer, self.topology = tokenizer, topology
+        self.records = InstructionRecords(config.data.valid, "data.valid")
+        self.share = share(min(len(self.records), config.evaluation.prompts), topology)
+        self.worker = RolloutWorker(student, None, config.rollout, eos_ids, config.run.seed, topology)
+
+    def run(self) -> tuple[dict[str, float], float]:
+        """`valid/…` figures, and the one to maximise. Collective."""
+        micro_batch = self.config.optim.micro_batch
+        self.student.train(False)
+        if self.teacher is None:
+            batch = self.records.batch(self.share.indices)
+            loss = mean_cross_entropy(self.student, batch, micro_batch, self.topology)
+            return {"valid/loss": loss}, -loss
+        show = self.topology.is_writer
+        # Always the same draws (round 0), so that two validations differ by the student alone.
+        prompts = self.records.batch(self.share.indices)
+        rollouts = respond(self.worker, prompts, self.share.indices, 0, "validation", show)
+        references = self.records.references(self.share.indices)
+        figures, _ = text_figures(rollouts, references, self.tokenizer, self.share.counted, self.topology)
+        figures |= compare(self.student, self.teacher, rollouts, micro_batch, self.topology)
+        return {f"valid/{name}": value for name, value in figures.items()}, figures["rouge_l"]

@@ -1,0 +1,40 @@
+"""What a rank asks of the machine it runs on: its share of the cores, a calm allocator, how much memory it took."""
+
+import ctypes
+import os
+import resource
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def prepare_cpu_rank() -> None:
+    """Split the host's cores between its ranks, and keep freed memory for reuse."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        # torch would start a thread a core in every rank.
+        ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    # glibc gives every large buffer back to the kernel when it is freed, and whole-vocabulary logits are large: a
+    # step can then spend more time on page faults than on arithmetic.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return  # not glibc: nothing to calm
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TOP_PAD, 2**28)
+
+
+def peak_memory_gib() -> float:
+    """This rank's peak: resident memory on a CPU rank, allocated accelerator memory elsewhere."""
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return accelerator.max_memory_allocated() / 2**30

@@ -1,0 +1,1 @@
+"""Opening models and tokenizers, and projecting hidden states to the shared vocabulary."""

@@ -1,0 +1,108 @@
+"""MiniLLM: reverse-KL policy gradient, decomposed into an exact single step and a sampled remainder.
+
+Gu, Dong, Wei, Huang, "MiniLLM: On-Policy Distillation of Large Language Models", arXiv 2306.08543.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from distill.config import MiniLLMSettings
+from distill.data.batches import Rollouts, TokenBatch
+from distill.objectives.chunked import sum_over_tokens
+from distill.objectives.divergences import entropy, log_probabilities, reverse_kl, reverse_kl_gradient
+from distill.objectives.returns import reward_to_go, token_rewards, whiten
+from distill.objectives.supervised import cross_entropy
+from distill.objectives.terms import LossTerms, Reduce
+
+
+def clipped_policy_gradient(
+    logprobs: Float[Tensor, " n"],
+    behavior_logprobs: Float[Tensor, " n"],
+    weights: Float[Tensor, " n"],
+    advantages: Float[Tensor, " n"],
+    clip: float,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """max(−A·ratio, −A·clamp(ratio, 1−ε, 1+ε)) with ratio_t = exp(log q − log q_old)·w_t, and its slope in log q.
+
+    w = q_old/p̃, so the ratio is q/p̃ of the current student. The slope is −A·ratio, and 0 where the clip holds.
+    """
+    ratio = (logprobs - behavior_logprobs).exp() * weights
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return torch.maximum(plain, clipped), torch.where(clipped > plain, 0.0, plain)
+
+
+class MiniLLM:
+    """Long + Single on rollouts. Advantages are prepared once an optimizer step, over all its micro-batches."""
+
+    on_policy = True
+    needs_teacher = True
+
+    def __init__(self, settings: MiniLLMSettings):
+        self.settings = settings
+
+    def prepare(self, micro_batches: Sequence[TokenBatch], reduce: Reduce) -> Sequence[TokenBatch]:
+        """Fill in `advantages`: rewards → reward-to-go → length normalisation → whitening."""
+        s = self.settings
+        rollouts = [batch for batch in micro_batches if isinstance(batch, Rollouts)]
+        masks = [batch.response_mask for batch in rollouts]
+        returns = [
+            reward_to_go(self._rewards(batch), mask, s.gamma, s.first_reward, s.length_normalised)
+            for batch, mask in zip(rollouts, masks, strict=True)
+        ]
+        advantages = whiten(returns, masks, s.whitening, reduce)
+        return [replace(batch, advantages=value) for batch, value in zip(rollouts, advantages, strict=True)]
+
+    def _rewards(self, batch: Rollouts) -> Float[Tensor, "batch response"]:
+        s = self.settings
+        return token_rewards(batch.teacher_logprobs, batch.behavior_logprobs, s.reward_scale, s.reward_clip)
+
+    def loss(self, student_logits: Tensor, teacher_logits: Tensor | None, batch: TokenBatch) -> LossTerms:
+        """Σ_t of the clipped policy gradient (Eq. 3, Long) and of the exact KL(q_t‖p_t) (Eq. 3, Single).
+
+        ∂Single/∂logit_v = q_v (d_v − KL) with d = log q − log p, and ∂Long/∂logit_v = slope · (1[v = y] − q_v).
+        """
+        assert isinstance(batch, Rollouts)
+        assert batch.advantages is not None
+        assert teacher_logits is not None
+        s, mask = self.settings, batch.response_mask
+        targets, behavior = batch.response_ids[mask], batch.behavior_logprobs[mask]
+        weights, advantages = batch.importance_weights[mask], batch.advantages[mask].detach()
+        single_weights = weights if s.weighted_single_step else torch.ones_like(weights)
+        metrics: dict[str, Tensor] = {"reward/mean": self._rewards(batch)[mask].sum()}
+
+        def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+            assert teacher_logits is not None
+            log_q, log_p = log_probabilities(logits), log_probabilities(teacher_logits[tokens])
+            q, y = log_q.exp(), targets[tokens]
+            divergence = reverse_kl(log_q, log_p)
+            logprobs = -cross_entropy(log_q, y)
+            long, slope = clipped_policy_gradient(
+                logprobs, behavior[tokens], weights[tokens], advantages[tokens], s.ratio_clip
+            )
+            single = single_weights[tokens] * divergence
+            gradient = -slope[:, None] * q
+            gradient[torch.arange(len(y)), y] += slope
+            total = long.sum()
+            if s.single_step:
+                total = total + single.sum()
+                gradient += single_weights[tokens, None] * reverse_kl_gradient(q, log_q, log_p, divergence)
+            sums = {
+                "loss/long": long,
+                "loss/single": single,
+                "student/reverse_kl": divergence,
+                "student/entropy": entropy(log_q),
+                "teacher/entropy": entropy(log_p),
+                "policy/clip_fraction": (slope == 0).float(),
+                "policy/approx_kl_to_behavior": behavior[tokens] - logprobs,
+            }
+            for name, values in sums.items():
+                metrics[name] = metrics.get(name, 0.0) + values.sum()
+            return total, gradient
+
+        total = sum_over_tokens(student_logits, evaluate)
+        return LossTerms(total, metrics)

@@ -1,0 +1,42 @@
+"""What an objective gives back, and what it must offer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from distill.data.batches import TokenBatch
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over the data-parallel ranks."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Sums over the tokens of one micro-batch; only the engine divides, by the token count of the whole step."""
+
+    total: Float[Tensor, ""]
+    metrics: dict[str, Tensor]
+    """Detached sums over the same tokens, each to be divided by the same count."""
+
+
+class Objective(Protocol):
+    """A loss on micro-batches. Logits are [N, V] at the real response tokens only, in row order."""
+
+    on_policy: bool
+    needs_teacher: bool
+
+    def prepare(self, micro_batches: Sequence[TokenBatch], reduce: Reduce) -> Sequence[TokenBatch]:
+        """What must be known of the whole optimizer step before its first micro-batch."""
+        ...
+
+    def loss(
+        self,
+        student_logits: Float[Tensor, "n vocab"],
+        teacher_logits: Float[Tensor, "n vocab"] | None,
+        batch: TokenBatch,
+    ) -> LossTerms:
+        """Sum of the per-token losses of one micro-batch."""
+        ...

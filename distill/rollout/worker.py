@@ -1,0 +1,90 @@
+"""Prompts → `Rollouts`: gather both models once, decode in batches of like length, hand back in the caller's order."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from distill.config import RolloutSettings
+from distill.data.batches import Rollouts, TokenBatch, concatenate
+from distill.rollout.decode import Randomness, decode
+from distill.rollout.sampling import coins, token_uniforms
+from distill.topology import Topology
+
+
+class Gatherable(Protocol):
+    """A sharded model that can be made whole for a while."""
+
+    vocab: int
+
+    def train(self, mode: bool = True) -> None:
+        """Switch between training and evaluation mode."""
+
+    def whole(self) -> AbstractContextManager[PreTrainedModel]:
+        """The plain model, every parameter in place. Collective."""
+        ...
+
+
+class RolloutWorker:
+    """Samples responses with the student, mixed with the teacher where there is one."""
+
+    def __init__(
+        self,
+        student: Gatherable,
+        teacher: Gatherable | None,
+        settings: RolloutSettings,
+        eos_ids: list[int],
+        seed: int,
+        topology: Topology,
+    ):
+        self.student, self.teacher, self.settings = student, teacher, settings
+        self.seed, self.topology, self.device = seed, topology, topology.device
+        self.eos_ids = torch.tensor(eos_ids, device=topology.device)
+
+    @torch.no_grad()
+    def collect(
+        self,
+        prompts: TokenBatch,
+        row_ids: Int[Tensor, " batch"],
+        round_index: int,
+        progress: Callable[[int], object] = lambda rows: None,
+    ) -> Rollouts:
+        """One response a prompt, in the order given, on the device. Collective over the ranks.
+
+        Args:
+            prompts: this rank's prompts; their responses are ignored.
+            row_ids: each row's number within the round over all ranks, which seeds its draws.
+            round_index: which round of the run.
+            progress: called with the number of rows each time some are finished.
+        """
+        order = prompts.prompt_lengths.argsort(stable=True)
+        parts: list[Rollouts] = []
+        self.student.train(False)
+        with ExitStack() as stack:
+            student = stack.enter_context(self.student.whole())
+            teacher = stack.enter_context(self.teacher.whole()) if self.teacher else None
+            for index in order.split(self.settings.batch):
+                chance = self._randomness(row_ids[index], round_index)
+                rows = prompts.rows(index).to(self.device)
+                rollouts, _ = decode(
+                    student,
+                    teacher,
+                    rows,
+                    chance,
+                    self.settings,
+                    self.eos_ids,
+                    self.student.vocab,
+                    self.topology.agree_in_replica,
+                )
+                parts.append(rollouts)
+                progress(len(index))
+        return concatenate(parts).rows(order.argsort().to(self.device))
+
+    def _randomness(self, row_ids: Int[Tensor, " batch"], round_index: int) -> Randomness:
+        flips = coins(self.settings, self.seed, round_index, row_ids)
+        uniforms = token_uniforms(self.settings, self.seed, round_index, row_ids)
+        return Randomness(flips.to(self.device), uniforms.to(self.device))

@@ -1,0 +1,127 @@
+"""The rank grid: data-parallel replicas × tensor-parallel shards. The only file that makes process groups.
+
+Ranks are `arange(world).view(dp, tp)`, as DeepSpeed lays them out: neighbours share a replica.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+from distill.host import prepare_cpu_rank
+
+T = TypeVar("T")
+
+# A rollout or an evaluation may keep one rank busy for long while the others wait in a collective.
+_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """This process's place in the grid."""
+
+    rank: int
+    world_size: int
+    tp_size: int
+    device: torch.device
+    dp_group: dist.ProcessGroup | None
+    tp_group: dist.ProcessGroup | None
+
+    @property
+    def dp_size(self) -> int:
+        """Number of model replicas."""
+        return self.world_size // self.tp_size
+
+    @property
+    def dp_rank(self) -> int:
+        """Which replica this rank belongs to; ranks of one replica take the same rows."""
+        return self.rank // self.tp_size
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this rank writes files and prints."""
+        return self.rank == 0
+
+    def sum_over_replicas(self, value: Tensor) -> Tensor:
+        """Sum over the data-parallel group, on every rank (one all-reduce)."""
+        value = value.clone()
+        if self.dp_size > 1:
+            dist.all_reduce(value, group=self.dp_group)
+        return value
+
+    def agree_in_replica(self, value: Tensor) -> Tensor:
+        """The value of the replica's first rank, on all its tensor-parallel ranks; rounding may have parted them."""
+        if self.tp_size > 1:
+            value = value.contiguous()
+            dist.broadcast(value, src=self.dp_rank * self.tp_size, group=self.tp_group)
+        return value
+
+    def max_over_ranks(self, value: float) -> float:
+        """The largest of all ranks' values (one all-reduce)."""
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return float(tensor)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's picklable value, in rank order, on every rank."""
+        values = [value] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def start(tp_size: int = 1) -> Topology:
+    """Join the process group that the launcher describes, or make a group of one without a launcher."""
+    find_ranks()
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        prepare_cpu_rank()
+    else:
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=_TIMEOUT, verbose=False)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    device = torch.device(accelerator.current_device_name())
+    if tp_size == 1:
+        return Topology(rank, world, 1, device, dist.group.WORLD, None)
+    grid = torch.arange(world).view(-1, tp_size)
+    # Every rank must create every group, in the same order.
+    dp_groups = [dist.new_group(column, timeout=_TIMEOUT) for column in grid.T.tolist()]
+    tp_groups = [dist.new_group(row, timeout=_TIMEOUT) for row in grid.tolist()]
+    return Topology(rank, world, tp_size, device, dp_groups[rank % tp_size], tp_groups[rank // tp_size])
+
+
+def find_ranks() -> None:
+    """Put RANK, WORLD_SIZE, LOCAL_RANK and the meeting point into the environment if the launcher did not.
+
+    Under `mpirun` DeepSpeed asks MPI for them; without any launcher this process is alone.
+    """
+    if "RANK" in os.environ:
+        return
+    if any(int(os.environ.get(name, "1")) > 1 for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")):
+        port = int(os.environ.get("MASTER_PORT", deepspeed.constants.TORCH_DISTRIBUTED_DEFAULT_PORT))
+        deepspeed.comm.mpi_discovery(distributed_port=port, verbose=False)
+        return
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+
+
+def stop() -> None:
+    """Leave the process group; without this the last rank to exit complains."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

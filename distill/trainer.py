@@ -1,0 +1,168 @@
+"""The training loop: minibatch → update → log → validate → save."""
+
+import time
+from dataclasses import replace
+
+import torch
+
+from distill import checkpoint, objectives
+from distill.checkpoint import RunState
+from distill.config import RESOLVED, Config, MiniLLMSettings, dump
+from distill.data.batches import Rollouts
+from distill.data.loading import InstructionRecords, TextRecords
+from distill.engine import Engine, read_deepspeed_json, resolve_dtype
+from distill.evaluation.validation import Validation
+from distill.host import peak_memory_gib
+from distill.model_card import model_card
+from distill.models.loading import load_config, load_generation_config, load_tokenizer
+from distill.models.vocabulary import eos_ids, shared_vocabulary
+from distill.rollout.worker import RolloutWorker
+from distill.sources import RecordedSource, RolloutSource, Source
+from distill.telemetry import Stopwatch, Telemetry
+from distill.topology import Topology
+from distill.update import Updater
+
+
+def train(config: Config, topology: Topology) -> None:
+    """Run `config` to its last step, from its last checkpoint if it has one. Collective over all ranks."""
+    run = Run(config, topology)
+    while not run.done:
+        figures = run.step()
+        run.log(figures)
+        run.maybe_validate()
+        run.maybe_save()
+    run.finish()
+
+
+class Run:
+    """Everything a run holds between steps."""
+
+    def __init__(self, config: Config, topology: Topology):
+        self.config, self.topology, self.watch = config, topology, Stopwatch()
+        self.folder = config.run.folder
+        if topology.is_writer:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / RESOLVED).write_text(dump(config), encoding="utf-8")
+        topology.barrier()
+        # Dropout's masks; data order, coins and token draws have streams of their own.
+        torch.manual_seed(config.run.seed * 2**16 + topology.dp_rank)
+        self.objective = objectives.build(config.objective)
+        self._load_models()
+        self._open_data()
+        self.updater = Updater(self.objective, self.student, self.teacher, topology, self.watch)
+        self.state = self._resume()
+        self.telemetry = Telemetry(config, topology.is_writer, self.state.step, self.state.wandb_id)
+        self.state = replace(self.state, wandb_id=self.telemetry.wandb_id)
+        if self.state.step:
+            self.telemetry.say(f"resumed {self.folder} at step {self.state.step}")
+
+    def _load_models(self) -> None:
+        config, topology = self.config, self.topology
+        teacher = config.teacher if self.objective.needs_teacher else None
+        models = [config.student, teacher] if teacher else [config.student]
+        model_configs = [load_config(model, "student.path or teacher.path") for model in models]
+        self.tokenizer = load_tokenizer(config.student.path, "student.path", config.student.trust_remote_code)
+        self.eos_ids = eos_ids(self.tokenizer, [*model_configs, *map(load_generation_config, models)])
+        vocab = shared_vocabulary(self.tokenizer, *model_configs)
+        deepspeed_json, dtype = read_deepspeed_json(config.parallel.deepspeed), resolve_dtype(config.precision)
+        tp = config.parallel
+        self.student = Engine(config.student, deepspeed_json, dtype, topology, vocab, tp.student_tp, config.optim)
+        self.teacher = Engine(teacher, deepspeed_json, dtype, topology, vocab, tp.teacher_tp) if teacher else None
+
+    def _open_data(self) -> None:
+        config, topology = self.config, self.topology
+        records = InstructionRecords(config.data.train, "data.train")
+        self.source: Source = RecordedSource(records, config, topology)
+        if self.objective.on_policy:
+            worker = RolloutWorker(self.student, self.teacher, config.rollout, self.eos_ids, config.run.seed, topology)
+            self.source = RolloutSource(records, worker, config, topology)
+        self.plain_text: Source | None = None
+        if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):
+            self.plain_text = RecordedSource(TextRecords(config.data.plain_text, "data.plain_text"), config, topology)
+        self.validation: Validation | None = None
+        if config.data.valid:
+            self.validation = Validation(config, self.student, self.teacher, self.tokenizer, self.eos_ids, topology)
+
+    def _resume(self) -> RunState:
+        found = checkpoint.latest(self.folder)
+        if found is None:
+            return RunState()
+        self.source.rollouts = checkpoint.restore(self.folder, found.tag, self.student, self.topology)
+        return found.state
+
+    @property
+    def done(self) -> bool:
+        """Whether the step or time budget is used up; the same answer on every rank."""
+        budget = self.config.optim.max_minutes
+        out_of_time = budget is not None and self.state.seconds >= budget * 60
+        return self.state.step >= self.config.optim.steps or out_of_time
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step, rollouts included where a round starts; its figures."""
+        started = time.perf_counter()
+        step = self.state.step
+        with self.watch.phase("minibatch"):
+            micro_batches = self.source.minibatch(step)
+            plain_text = self.plain_text.minibatch(step) if self.plain_text else []
+        figures = self.updater.step(micro_batches, plain_text)
+        # The slowest rank's clock is everyone's: all must agree when the time is up.
+        seconds = self.topology.max_over_ranks(time.perf_counter() - started)
+        self.state = replace(self.state, step=step + 1, seconds=self.state.seconds + seconds)
+        figures["time/step"] = seconds
+        figures["tokens/per_second"] = figures["tokens/response"] / seconds
+        return figures
+
+    def log(self, figures: dict[str, float]) -> None:
+        """Write the step's record, and example rollouts where a round was sampled."""
+        phases = self.watch.lap()
+        self.telemetry.advance(self.state.step, self.state.seconds)
+        step, config = self.state.step, self.config
+        if step % config.log.every == 0 or self.done:
+            memory = {"memory/peak_gib": self.topology.max_over_ranks(peak_memory_gib())}
+            self.telemetry.log(step, figures | phases | memory)
+        rollouts = self.source.rollouts
+        wanted = self.topology.is_writer and config.log.samples > 0
+        if wanted and rollouts is not None and self.source.starts_round(step - 1):
+            self.telemetry.samples(step, self._as_text(rollouts.rows(slice(0, config.log.samples))))
+
+    def _as_text(self, rollouts: Rollouts) -> list[dict[str, object]]:
+        texts: list[dict[str, object]] = []
+        for row in range(len(rollouts)):
+            one = rollouts.rows([row])
+            texts.append(
+                {
+                    "prompt": self.tokenizer.decode(one.prompt_ids[0]),
+                    "response": self.tokenizer.decode(one.response_ids[0]),
+                    "reward": float((one.teacher_logprobs - one.behavior_logprobs).mean()),
+                    "teacher_share": float(one.from_teacher.float().mean()),
+                }
+            )
+        return texts
+
+    def maybe_validate(self) -> None:
+        """Validate when it is time; keep the student if it is the best so far."""
+        every = self.config.evaluation.every
+        if self.validation is None or not (self.done or (every and self.state.step % every == 0)):
+            return
+        figures, score = self.validation.run()
+        self.telemetry.log(self.state.step, figures)
+        if self.state.best is None or score > self.state.best:
+            self.state = replace(self.state, best=score)
+            self._write_student(figures)
+
+    def maybe_save(self) -> None:
+        """Checkpoint when it is time, and at the end."""
+        if self.done or self.state.step % self.config.checkpoint.every == 0:
+            keep = self.config.checkpoint.keep
+            checkpoint.save(self.folder, self.state, self.student, self.source.rollouts, self.topology, keep)
+
+    def finish(self) -> None:
+        """Without validation data the last student is the one to keep."""
+        if self.validation is None:
+            self._write_student({})
+        self.telemetry.say(f"{self.folder}: {self.state.step} steps in {self.state.seconds / 60:.1f} min")
+        self.telemetry.close()
+
+    def _write_student(self, figures: dict[str, float]) -> None:
+        card = model_card(self.config, self.state.step, figures)
+        checkpoint.write_student(self.folder, self.student, self.tokenizer, card)

@@ -1,0 +1,122 @@
+"""One optimizer step: forward, loss and backward of every micro-batch, then the update; metrics as sums."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from distill.config import MiniLLMSettings
+from distill.data.batches import Rollouts, TokenBatch
+from distill.engine import Engine
+from distill.objectives import Objective
+from distill.objectives.supervised import plain_text_loss
+from distill.telemetry import Stopwatch
+from distill.topology import Topology
+
+Sums = dict[str, Tensor]
+
+
+class Updater:
+    """Applies an objective to a student. One token count divides everything, so no split of the batch matters."""
+
+    def __init__(
+        self, objective: Objective, student: Engine, teacher: Engine | None, topology: Topology, watch: Stopwatch
+    ):
+        self.objective, self.student, self.teacher = objective, student, teacher
+        self.topology, self.watch = topology, watch
+
+    def step(self, micro_batches: Sequence[TokenBatch], plain_text: Sequence[TokenBatch]) -> dict[str, float]:
+        """One optimizer step on this rank's micro-batches; every rank brings equally many. Collective.
+
+        Returns the record's figures, the same on every rank.
+        """
+        self.student.train()
+        micro_batches = self.objective.prepare(micro_batches, self.topology.sum_over_replicas)
+        tokens = self._count(micro_batches)
+        sums: Sums = {}
+        for batch in micro_batches:
+            with self.watch.phase("forward"):
+                student_logits = self.student.token_logits(batch)
+                terms = self.objective.loss(student_logits, self._teacher_logits(batch), batch)
+            with self.watch.phase("backward"):
+                self.student.accumulate(terms.total, tokens)
+            _add(sums, terms.metrics | {"loss/total": terms.total.detach()}, tokens)
+        if plain_text:
+            with self.watch.phase("plain_text"):
+                self._plain_text(plain_text, sums)
+        learning_rate = self.student.learning_rate
+        with self.watch.phase("optimizer"):
+            grad_norm = self.student.step()
+        _add(sums, _rollout_sums(micro_batches), tokens.new_ones(()))
+        figures = derive(self._reduce(sums))
+        return figures | {"optim/grad_norm": grad_norm, "optim/lr": learning_rate, "tokens/response": float(tokens)}
+
+    def _teacher_logits(self, batch: TokenBatch) -> Tensor | None:
+        if self.teacher is None or not isinstance(batch, Rollouts) or batch.teacher_hidden is None:
+            return None
+        return self.teacher.project(batch.teacher_hidden[batch.response_mask])
+
+    def _plain_text(self, batches: Sequence[TokenBatch], sums: Sums) -> None:
+        """Add lm_coef · L_PT, a mean over the plain-text tokens of the whole step."""
+        settings = getattr(self.objective, "settings", None)
+        assert isinstance(settings, MiniLLMSettings)
+        assert self.teacher is not None
+        tokens = self._count(batches)
+        for batch in batches:
+            student_logits = self.student.token_logits(batch)
+            teacher_logits = None
+            if settings.lm_soft_weight > 0:
+                with torch.no_grad():
+                    teacher_logits = self.teacher.token_logits(batch)
+            targets = batch.response_ids[batch.response_mask]
+            terms = plain_text_loss(student_logits, teacher_logits, targets, settings.lm_soft_weight)
+            weighted = settings.lm_coef * terms.total
+            self.student.accumulate(weighted, tokens)
+            _add(sums, terms.metrics | {"loss/total": weighted.detach()}, tokens)
+
+    def _count(self, batches: Sequence[TokenBatch]) -> Tensor:
+        """Response tokens of the whole optimizer step: over all micro-batches and replicas."""
+        here = float(sum(int(batch.response_lengths.sum()) for batch in batches))
+        return self.topology.sum_over_replicas(torch.tensor(here, device=self.topology.device))
+
+    def _reduce(self, sums: Sums) -> dict[str, float]:
+        names = sorted(sums)
+        stacked = torch.stack([sums[name].double() for name in names])
+        return dict(zip(names, self.topology.sum_over_replicas(stacked).tolist(), strict=True))
+
+
+def derive(sums: dict[str, float]) -> dict[str, float]:
+    """Replace sums over rollouts by the figures they make: means, rates, the weights' effective sample size."""
+    figures = {name: value for name, value in sums.items() if not name.startswith("sum/")}
+    if rows := sums.get("sum/rows"):
+        tokens, weights = sums["sum/tokens"], sums["sum/weights"]
+        figures |= {
+            "rollout/response_length": tokens / rows,
+            "rollout/eos_rate": sums["sum/ended"] / rows,
+            "rollout/teacher_share": sums["sum/from_teacher"] / tokens,
+            # Kish: (Σw)² / (n Σw²), 1 when all weights are equal.
+            "rollout/effective_sample_size": weights**2 / (tokens * sums["sum/squared_weights"]),
+        }
+    return figures
+
+
+def _rollout_sums(micro_batches: Sequence[TokenBatch]) -> Sums:
+    sums: Sums = {}
+    for batch in micro_batches:
+        if isinstance(batch, Rollouts):
+            weights = batch.importance_weights
+            parts = {
+                "rows": batch.response_lengths.new_tensor(len(batch)),
+                "tokens": batch.response_lengths.sum(),
+                "ended": batch.ended.sum(),
+                "from_teacher": batch.from_teacher.sum(),
+                "weights": weights.sum(),
+                "squared_weights": weights.square().sum(),
+            }
+            _add(sums, {f"sum/{name}": value for name, value in parts.items()}, weights.new_ones(()))
+    return sums
+
+
+def _add(sums: Sums, terms: Sums, count: Tensor) -> None:
+    for name, value in terms.items():
+        sums[name] = sums.get(name, 0.0) + value / count
