@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Starts or resumes a run. One file, two readers:
+#
+#   deepspeed [launcher flags] launch/train.sh --config launch/recipes/X.yaml [section.key=value …]
+#   bash launch/train.sh [launcher flags] --config launch/recipes/X.yaml [section.key=value …]
+#
+# The launcher hands this file to Python on every rank; Python takes everything up to the closing quotes for a string.
+# Bash reads the next line as the command `:` and leaves at `exec`.
+''':'
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+launcher=()
+run=()
+while (($#)); do
+  case "$1" in
+    --config) run+=("$1" "${2:-}"); shift ;;
+    --config=*) run+=("$1") ;;
+    [a-z]*=*) run+=("$1") ;;
+    *) launcher+=("$1") ;;
+  esac
+  (($#)) && shift
+done
+# A checkout with an environment of its own needs no activation.
+[ -x "$here/../.venv/bin/deepspeed" ] && PATH="$here/../.venv/bin:$PATH"
+exec deepspeed ${launcher[@]+"${launcher[@]}"} "$here/train.sh" ${run[@]+"${run[@]}"}
+'''
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from distill.cli import main
+
+if __name__ == "__main__":
+    # The launcher's own --local_rank comes first; the verb follows it.
+    flags = [argument for argument in sys.argv[1:] if argument.startswith("--local_rank")]
+    rest = [argument for argument in sys.argv[1:] if argument not in flags]
+    sys.exit(main([*flags, "train", *rest]))
