@@ -1,0 +1,1 @@
+"""Commands around the framework: the demo, reports, model surgery."""

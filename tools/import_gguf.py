@@ -1,0 +1,54 @@
+"""Turn a GGUF file into a Hugging Face folder, its quantised weights written out in bf16.
+
+python -m tools.import_gguf model.gguf OUT
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from distill.errors import EXIT_BAD_INPUT, BadInput, Problem
+
+
+def import_gguf(file: Path, out: Path) -> None:
+    """Read weights and tokenizer from `file`, write both to the new folder `out`.
+
+    Raises:
+        BadInput: no such file, or `out` exists.
+    """
+    if not file.is_file():
+        raise BadInput(Problem("FILE", str(file), "no such file", "give the path of a .gguf file"))
+    if out.exists():
+        raise BadInput(Problem("OUT", str(out), "exists already", "remove it or name another"))
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    # Left in place it would make transformers take the plain weights for quantised ones.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    partial = out.with_name(out.name + ".partial")
+    model.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(partial)
+    partial.rename(out)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="GGUF file of an architecture that transformers reads")
+    parser.add_argument("out", type=Path, help="folder of the model, made new")
+    args = parser.parse_args()
+    try:
+        import_gguf(args.file, args.out)
+    except BadInput as error:
+        print(f"import_gguf: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
