@@ -1,0 +1,221 @@
+"""What a user types, with real DeepSpeed ranks: training, resuming, exporting, and the errors in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+TIMINGS = ("time/", "memory/", "tokens/per_second")
+
+
+@pytest.fixture
+def recipe(models_dir: Path, records_dir: Path, tmp_path: Path) -> Callable[..., Path]:
+    def write(name: str, objective: str, **optim: object) -> Path:
+        config = {
+            "run": {"folder": str(tmp_path / name), "seed": 5},
+            "student": {"path": str(models_dir / "student")},
+            "teacher": {"path": str(models_dir / "teacher")},
+            "data": {"train": str(records_dir / "train"), "valid": str(records_dir / "valid")},
+            "objective": {"name": objective},
+            "precision": "fp32",
+            "rollout": {"max_new_tokens": 12, "per_round": 16, "inner_epochs": 2, "batch": 8},
+            "optim": {"lr": 5e-3, "batch_size": 8, "micro_batch": 2, "steps": 10, "schedule": "cosine"} | optim,
+            "evaluation": {"every": 5, "prompts": 7},
+            "checkpoint": {"every": 3},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write
+
+
+def records(run: Path, figures_only: bool = True) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    if figures_only:
+        return [{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in rows]
+    return rows
+
+
+@pytest.mark.parametrize("objective", ["sft", "minillm"])
+def test_a_killed_run_continues_to_the_same_numbers(
+    objective: str,
+    recipe: Callable,
+    launch: Callable,
+    environment: dict,
+    free_port: Callable,
+    root: Path,
+    tmp_path: Path,
+) -> None:
+    whole = recipe("whole", objective)
+    launch("launch/train.sh", "--config", str(whole))
+    killed = recipe("killed", objective)
+    command = ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "launch/train.sh"]
+    process = subprocess.Popen(
+        [*command, "--config", str(killed)],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and '"step": 5' in metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # The launcher and both ranks at once, as when a node dies.
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = launch("launch/train.sh", "--config", str(killed))
+    assert "resumed" in done.stdout + done.stderr
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    ours, theirs = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("killed", "whole"))
+    assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
+
+
+def test_sft_then_minillm_then_export(
+    recipe: Callable, launch: Callable, models_dir: Path, records_dir: Path, tmp_path: Path, root: Path
+) -> None:
+    sft = recipe("sft", "sft", steps=40, batch_size=16, micro_batch=4)
+    launch("launch/train.sh", "--config", str(sft), "checkpoint.every=40", "evaluation.every=40")
+    losses = [row["loss/sft"] for row in records(tmp_path / "sft") if "loss/sft" in row]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+    mini = recipe("mini", "minillm", steps=24, lr=3e-3, batch_size=16, micro_batch=8)
+    launch(
+        "launch/train.sh",
+        "--config",
+        str(mini),
+        f"student.path={tmp_path / 'sft/student'}",
+        f"data.plain_text={records_dir / 'text'}",
+        "checkpoint.every=24",
+        "evaluation.every=24",
+    )
+    rows = [row for row in records(tmp_path / "mini") if "student/reverse_kl" in row]
+    kls = [row["student/reverse_kl"] for row in rows]
+    assert sum(kls[-4:]) < 0.8 * sum(kls[:4])
+    expected = {"loss/long", "loss/single", "teacher/entropy", "rollout/effective_sample_size", "optim/grad_norm"}
+    expected |= {"policy/clip_fraction", "rollout/response_length", "rollout/eos_rate", "reward/mean", "optim/lr"}
+    assert expected <= rows[0].keys()
+    assert (tmp_path / "mini" / "samples.jsonl").read_text().count('"response"') == 12 * 4
+    assert list((tmp_path / "mini" / "wandb").glob("offline-run-*/*.wandb")), "without a key wandb writes offline"
+
+    out = tmp_path / "exported"
+    subprocess.run(
+        [sys.executable, "-m", "distill", "export", "--run", str(tmp_path / "mini"), "--out", str(out)],
+        cwd=root,
+        check=True,
+    )
+    # A process that cannot even import this project loads and runs the student.
+    script = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"m = AutoModelForCausalLM.from_pretrained({str(out)!r}); t = AutoTokenizer.from_pretrained({str(out)!r})\n"
+        "x = t('Name a fruit.', return_tensors='pt')\n"
+        "y = m.generate(x.input_ids, max_new_tokens=3, do_sample=False, pad_token_id=0)\n"
+        "assert y.shape[1] > x.input_ids.shape[1]\n"
+        "assert 'distill' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    card = (out / "README.md").read_text()
+    assert str(models_dir / "teacher") in card
+    assert "valid/rouge_l" in card
+    assert "preset: default" in card
+
+
+def test_time_budget_ends_a_run(recipe: Callable, launch: Callable, tmp_path: Path) -> None:
+    path = recipe("timed", "sft", steps=100000, max_minutes=0.02)
+    launch("launch/train.sh", "--config", str(path), "evaluation.every=0", "checkpoint.every=100000")
+    rows = records(tmp_path / "timed", figures_only=False)
+    seconds = sum(row.get("time/step", 0) for row in rows)
+    assert 1.2 <= seconds < 1.2 + max(row.get("time/step", 0) for row in rows) + 0.01
+    assert (tmp_path / "timed" / "student" / "config.json").exists()
+
+
+@pytest.mark.parametrize("starter", ["deepspeed", "bash"])
+def test_bad_input_ends_with_one_clear_error(
+    starter: str, recipe: Callable, environment: dict, free_port: Callable, root: Path, tmp_path: Path
+) -> None:
+    path = recipe("bad", "minillm")
+    flags = ["--num_accelerators", "2", "--master_port", str(free_port())]
+    head = ["deepspeed", *flags, "launch/train.sh"] if starter == "deepspeed" else ["bash", "launch/train.sh", *flags]
+    command = [*head, "--config", str(path), "teacher.path=/no/such/model", "optim.batch_size=7"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("distill: teacher.path = '/no/such/model': no such folder") == 1
+    assert done.stderr.count("distill: optim.batch_size = 7: does not divide over 2 data-parallel ranks") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "bad").exists()
+
+
+def test_bash_starts_the_same_run(
+    recipe: Callable, environment: dict, free_port: Callable, root: Path, tmp_path: Path
+) -> None:
+    path = recipe("bashed", "sft")
+    command = [
+        "bash",
+        "launch/train.sh",
+        "--num_accelerators=2",
+        "--master_port",
+        str(free_port()),
+        "--config",
+        str(path),
+    ]
+    done = subprocess.run(
+        [*command, "optim.steps=2"], cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["step"] for row in records(tmp_path / "bashed") if "loss/sft" in row] == [1, 2]
+
+
+def test_another_number_of_ranks_is_refused_before_anything_is_lost(
+    recipe: Callable, launch: Callable, tmp_path: Path
+) -> None:
+    path = recipe("layout", "sft", steps=3)
+    launch("launch/train.sh", "--config", str(path))
+    done = launch("launch/train.sh", "--config", str(path), ranks=1, check=False)
+    assert done.returncode == 2
+    assert "its checkpoint was written by 2 ranks at TP 1, these are 1 at TP 1" in done.stderr
+    assert (tmp_path / "layout" / "student").exists()
+
+
+def test_teacher_writes_responses(launch: Callable, models_dir: Path, tmp_path: Path) -> None:
+    prompts = [{"id": str(n), "instruction": f"Say {n}."} for n in range(5)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    arguments = ["--teacher", str(models_dir / "teacher"), "--data", str(tmp_path / "p.jsonl")]
+    arguments += ["--template", "chat", "--max-new-tokens", "6"]
+    for name, extra in (("a", ["--greedy"]), ("b", ["--greedy"]), ("c", [])):
+        out = ["--out", str(tmp_path / f"{name}.jsonl"), *extra]
+        ranks = 1 if name == "b" else 2
+        launch("--no_local_rank", "--module", "data_prep.teacher_responses", *arguments, *out, ranks=ranks)
+    a, b, c = ([json.loads(line) for line in (tmp_path / f"{n}.jsonl").read_text().splitlines()] for n in "abc")
+    assert [row["id"] for row in a] == [row["id"] for row in prompts]
+    assert all(isinstance(row["output"], str) and isinstance(row["complete"], bool) for row in a)
+    assert [row["output"] for row in a] == [row["output"] for row in b], "the number of ranks does not matter"
+    assert [row["output"] for row in a] != [row["output"] for row in c]
+
+
+def test_evaluate_measures_the_teacher_as_itself(
+    launch: Callable, models_dir: Path, records_dir: Path, tmp_path: Path
+) -> None:
+    teacher, student = str(models_dir / "teacher"), str(models_dir / "student")
+    out = tmp_path / "evaluation.json"
+    command = ["evaluate", "--teacher", teacher, "--model", f"self={teacher}", "--model", f"student={student}"]
+    command += ["--data", str(records_dir / "valid"), "--out", str(out), "--max-new-tokens", "8", "--seeds", "2"]
+    done = launch("--no_local_rank", "--module", "distill", *command)
+    content = json.loads(out.read_text())
+    self_figures, student_figures = content["figures"]["self"], content["figures"]["student"]
+    assert self_figures["reverse_kl"] == pytest.approx(0, abs=1e-6)
+    assert self_figures["top1_agreement"] == 1
+    assert student_figures["reverse_kl"] > 0.01
+    assert len(content["samples"]) == 8
+    assert "KL(q‖p)" in done.stdout

@@ -1,0 +1,100 @@
+"""Real DeepSpeed ranks: the number of ranks, the ZeRO stage and the micro-batch split do not change the numbers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+FIGURES = ("loss/total", "loss/long", "loss/single", "loss/lm", "student/reverse_kl", "optim/grad_norm")
+
+
+@pytest.fixture(scope="module")
+def run_steps(
+    tmp_path_factory: pytest.TempPathFactory, models_dir: Path, records_dir: Path, root: Path
+) -> Callable[..., tuple[dict, dict]]:
+    """Two optimizer steps of MiniLLM on real ranks; figures and weights."""
+    folder = tmp_path_factory.mktemp("ranks")
+    config = {
+        "run": {"folder": str(folder / "run"), "seed": 3},
+        "student": {"path": str(models_dir / "student")},
+        "teacher": {"path": str(models_dir / "teacher")},
+        "data": {"train": str(records_dir / "train"), "plain_text": str(records_dir / "text")},
+        "objective": {"name": "minillm"},
+        "precision": "fp32",
+        "rollout": {"max_new_tokens": 12, "per_round": 16, "inner_epochs": 2, "batch": 16, "alpha": 0.3},
+        "optim": {"lr": 1e-2, "batch_size": 8, "micro_batch": 4, "steps": 2, "weight_decay": 0.1},
+        "parallel": {"deepspeed": str(root / "ds_configs/zero3.json")},
+        "log": {"wandb": "disabled"},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+
+    def run(launch: Callable, name: str, *overrides: str, ranks: int) -> tuple[dict, dict]:
+        out = folder / name
+        launch("tests/ranks/two_steps.py", str(folder / "run.yaml"), str(out), *overrides, ranks=ranks)
+        return json.loads(Path(f"{out}.json").read_text()), load_file(f"{out}.safetensors")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference(run_steps: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Filled by the first test that needs it: one rank, one micro-batch."""
+    return {}
+
+
+def reference_run(reference: dict, run_steps: Callable, launch: Callable) -> tuple[dict, dict]:
+    if not reference:
+        reference["run"] = run_steps(launch, "one", "optim.micro_batch=8", ranks=1)
+    return reference["run"]
+
+
+VARIANTS = {
+    "split over 4 micro-batches": (1, ["optim.micro_batch=2"]),
+    "2 ranks, ZeRO-3": (2, ["optim.micro_batch=4"]),
+    "2 ranks, ZeRO-3, micro-batch 1, decode batch 3": (2, ["optim.micro_batch=1", "rollout.batch=3"]),
+    "2 ranks, ZeRO-2": (2, ["parallel.deepspeed=ds_configs/zero2.json"]),
+    "2 ranks, ZeRO-1": (2, ["parallel.deepspeed=ds_configs/zero1.json"]),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_layout_does_not_change_the_numbers(name: str, reference: dict, run_steps: Callable, launch: Callable) -> None:
+    expected, weights = reference_run(reference, run_steps, launch)
+    ranks, overrides = VARIANTS[name]
+    got, got_weights = run_steps(launch, "variant", *overrides, ranks=ranks)
+    assert got["sampled"] == expected["sampled"]
+    assert_same(got, got_weights, expected, weights)
+
+
+def assert_same(got: dict, got_weights: dict, expected: dict, weights: dict) -> None:
+    """Figures of both steps and the updated weights, to fp32 rounding."""
+    for ours, theirs in zip(got["figures"], expected["figures"], strict=True):
+        for key in FIGURES:
+            assert ours[key] == pytest.approx(theirs[key], rel=2e-4, abs=1e-6), key
+    for key, value in weights.items():
+        # AdamW's first steps move by lr·sign(g): where a gradient is all rounding, its sign is too.
+        close = torch.isclose(got_weights[key], value, rtol=1e-3, atol=1e-4)
+        assert close.float().mean() > 0.999, key
+
+
+def test_steps_change_the_student(reference: dict, run_steps: Callable, launch: Callable, models_dir: Path) -> None:
+    _, weights = reference_run(reference, run_steps, launch)
+    before = load_file(models_dir / "student" / "model.safetensors")
+    assert max(float((weights[name] - before[name]).abs().max()) for name in before) > 1e-3
+
+
+@pytest.mark.parametrize("ranks", [2])
+def test_tensor_parallel_gives_the_same_losses(
+    ranks: int, reference: dict, run_steps: Callable, launch: Callable
+) -> None:
+    expected, weights = reference_run(reference, run_steps, launch)
+    layout = ["parallel.student_tp=2", "parallel.teacher_tp=2", "optim.micro_batch=8"]
+    got, got_weights = run_steps(launch, "tp", *layout, ranks=ranks)
+    assert got["sampled"] == expected["sampled"]
+    assert_same(got, got_weights, expected, weights)

@@ -1,0 +1,226 @@
+"""The sampler draws from the mixture it names: chi-square against enumeration, at a level of 1e-4, fixed seeds.
+
+One sequence of coins serves all rows when shared, so rows are independent only given the coins: there the test
+conditions on them.
+"""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from conftest import tiny_llama
+from torch import Tensor
+
+from distill.config import RolloutSettings
+from distill.data.batches import Rollouts, TokenBatch
+from distill.data.loading import token_batch
+from distill.rollout.decode import Randomness, decode
+from distill.rollout.sampling import coins, draw, proposal, token_uniforms
+
+VOCAB, STEPS, ROWS, LEVEL = 6, 2, 6000, 1e-4
+EOS = torch.tensor([0])
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[torch.nn.Module, torch.nn.Module]:
+    return tiny_llama(VOCAB, 1, seed=5), tiny_llama(VOCAB, 2, seed=6)
+
+
+def prompts(rows: int, lengths: tuple[int, ...] = (3,)) -> TokenBatch:
+    texts = [[1 + (i % (VOCAB - 1)) for i in range(length)] for length in lengths]
+    return token_batch([{"prompt_ids": texts[row % len(texts)], "response_ids": []} for row in range(rows)])
+
+
+@torch.no_grad()
+def sample(
+    pair: tuple, settings: RolloutSettings, batch: TokenBatch, seed: int = 0, chance: Randomness | None = None
+) -> Rollouts:
+    rows = torch.arange(len(batch))
+    chance = chance or Randomness(coins(settings, seed, 0, rows), token_uniforms(settings, seed, 0, rows))
+    return decode(*pair, batch, chance, settings, EOS, VOCAB)[0]
+
+
+@torch.no_grad()
+def step_distribution(model: torch.nn.Module, prefix: list[int], settings: RolloutSettings) -> Tensor:
+    """One component's next-token distribution by a plain forward; tempered and truncated by sorting."""
+    logits = model(torch.tensor([prefix])).logits[0, -1].double() / settings.temperature
+    order = logits.argsort(descending=True)
+    keep = torch.ones(VOCAB, dtype=torch.bool)
+    if settings.top_k:
+        keep[order[settings.top_k :]] = False
+    masked = logits.masked_fill(~keep, -torch.inf).softmax(-1)
+    if settings.top_p < 1:
+        mass = 0.0
+        for token in order.tolist():
+            keep[token] &= mass < settings.top_p
+            mass += float(masked[token])
+    return logits.masked_fill(~keep, -torch.inf).softmax(-1)
+
+
+def enumerate_sequences(
+    pair: tuple, prompt: list[int], settings: RolloutSettings, component
+) -> dict[tuple[int, ...], float]:
+    """Probability of every response of STEPS tokens (shorter where EOS ends it); `component(t, q, p)` mixes."""
+    out: dict[tuple[int, ...], float] = {}
+    open_ends: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
+    for t in range(STEPS):
+        following = []
+        for prefix, probability in open_ends:
+            q, p = (step_distribution(model, prompt + list(prefix), settings) for model in pair)
+            for token, chance in enumerate(component(t, q, p).tolist()):
+                target = (*prefix, token)
+                if token == 0 or t == STEPS - 1:
+                    out[target] = out.get(target, 0.0) + probability * chance
+                else:
+                    following.append((target, probability * chance))
+        open_ends = following
+    return out
+
+
+def responses(rollouts: Rollouts) -> list[tuple[int, ...]]:
+    pairs = zip(rollouts.response_ids.tolist(), rollouts.response_lengths.tolist(), strict=True)
+    return [tuple(ids[:length]) for ids, length in pairs]
+
+
+def chi_square(observed: list[float], expected: list[float]) -> float:
+    """Probability of a fit as bad as this or worse: the chi-square survival function at len − 1 degrees of freedom."""
+    statistic = sum((o - e) ** 2 / e for o, e in zip(observed, expected, strict=True))
+    half = torch.tensor([(len(observed) - 1) / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
+
+
+def p_value(seen: list[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
+    """Chi-square of the counts; cells expected fewer than 5 times are pooled."""
+    counts = Counter(seen)
+    assert all(expected.get(sequence, 0) > 0 for sequence in counts), "a sequence of probability 0 was drawn"
+    big = [sequence for sequence, probability in expected.items() if probability * len(seen) >= 5]
+    observed = [counts[sequence] for sequence in big]
+    wanted = [expected[sequence] * len(seen) for sequence in big]
+    if len(seen) - sum(wanted) > 1e-6:
+        observed.append(len(seen) - sum(observed))
+        wanted.append(len(seen) - sum(wanted))
+    if len(observed) == 1:
+        return 1.0
+    return chi_square(observed, wanted)
+
+
+CASES = [
+    {},
+    {"alpha": 0.0},
+    {"alpha": 0.7},
+    {"temperature": 0.6},
+    {"temperature": 1.7},
+    {"top_k": 2},
+    {"top_p": 0.7},
+    {"top_k": 4, "top_p": 0.8, "temperature": 1.3},
+]
+
+
+@pytest.mark.parametrize("change", CASES, ids=str)
+def test_per_row_coins_draw_from_the_mixture(pair: tuple, change: dict[str, float]) -> None:
+    settings = RolloutSettings(max_new_tokens=STEPS, coins="per_row", **change)
+    batch = prompts(ROWS)
+    expected = enumerate_sequences(
+        pair, batch.prompt_ids[0].tolist(), settings, lambda t, q, p: settings.alpha * p + (1 - settings.alpha) * q
+    )
+    assert p_value(responses(sample(pair, settings, batch)), expected) > LEVEL
+
+
+@pytest.mark.parametrize("flips", list(itertools.product([False, True], repeat=STEPS)), ids=str)
+@pytest.mark.parametrize("change", [{}, {"top_k": 3, "temperature": 0.8}], ids=str)
+def test_shared_coins_draw_each_step_from_the_model_the_coin_names(pair: tuple, flips: tuple, change: dict) -> None:
+    settings = RolloutSettings(max_new_tokens=STEPS, **change)
+    batch = prompts(ROWS)
+    chance = Randomness(torch.tensor(flips).expand(ROWS, STEPS), token_uniforms(settings, 1, 0, torch.arange(ROWS)))
+    expected = enumerate_sequences(pair, batch.prompt_ids[0].tolist(), settings, lambda t, q, p: p if flips[t] else q)
+    assert p_value(responses(sample(pair, settings, batch, chance=chance)), expected) > LEVEL
+
+
+def test_shared_coins_are_one_fair_sequence_a_round() -> None:
+    settings = RolloutSettings(max_new_tokens=50, alpha=0.2)
+    rows = torch.arange(4)
+    rounds = [coins(settings, 0, index, rows) for index in range(400)]
+    assert all(bool((flips == flips[0]).all()) for flips in rounds)
+    heads = torch.stack([flips[0] for flips in rounds]).flatten().tolist()
+    assert chi_square([sum(heads), len(heads) - sum(heads)], [0.2 * len(heads), 0.8 * len(heads)]) > LEVEL
+
+
+def test_unequal_prompts_share_a_batch(pair: tuple) -> None:
+    settings = RolloutSettings(max_new_tokens=STEPS, coins="per_row", alpha=0.4)
+    batch = prompts(ROWS, lengths=(1, 4))
+    seen = responses(sample(pair, settings, batch))
+    for which in (0, 1):
+        length = int(batch.prompt_lengths[which])
+        prompt = batch.prompt_ids[which, -length:].tolist()
+        expected = enumerate_sequences(pair, prompt, settings, lambda t, q, p: 0.4 * p + 0.6 * q)
+        assert p_value(seen[which::2], expected) > LEVEL
+
+
+def test_a_wrong_mixture_is_noticed(pair: tuple) -> None:
+    """The check can fail: samples of α = 0.2 are not taken for samples of α = 0.4."""
+    settings = RolloutSettings(max_new_tokens=STEPS, coins="per_row", alpha=0.2)
+    batch = prompts(ROWS)
+    wrong = enumerate_sequences(pair, batch.prompt_ids[0].tolist(), settings, lambda t, q, p: 0.4 * p + 0.6 * q)
+    assert p_value(responses(sample(pair, settings, batch)), wrong) < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["shared", "per_row"])
+def test_decode_scores_equal_a_fresh_forward(pair: tuple, mode: str) -> None:
+    settings = RolloutSettings(max_new_tokens=12, coins=mode, alpha=0.3)
+    batch = prompts(40, lengths=(2, 5, 3))
+    rollouts = sample(pair, settings, batch)
+    assert rollouts.response_lengths.unique().numel() > 1
+    mask = rollouts.response_mask
+    for model, scores in zip(pair, (rollouts.behavior_logprobs, rollouts.teacher_logprobs), strict=True):
+        with torch.no_grad():
+            logits = model(**rollouts.model_inputs()).logits[:, rollouts.prompt_ids.shape[1] - 1 : -1]
+        fresh = logits.log_softmax(-1).gather(-1, rollouts.response_ids[..., None]).squeeze(-1)
+        torch.testing.assert_close(scores[mask], fresh[mask], rtol=1e-4, atol=1e-4)
+        assert scores[~mask].abs().sum() == 0
+    head = pair[1].get_output_embeddings()
+    with torch.no_grad():
+        hidden_logits = head(rollouts.teacher_hidden)
+    rescored = hidden_logits.log_softmax(-1).gather(-1, rollouts.response_ids[..., None]).squeeze(-1)
+    torch.testing.assert_close(rescored[mask], rollouts.teacher_logprobs[mask], rtol=1e-4, atol=1e-4)
+    assert rollouts.importance_weights.max() <= 1 / 0.7 + 1e-5
+    assert rollouts.importance_weights[mask].min() >= 0
+
+
+def test_teacher_is_called_only_where_a_coin_asks_and_once_at_the_end(pair: tuple) -> None:
+    settings = RolloutSettings(max_new_tokens=8, alpha=0.5)
+    rows = torch.arange(3)
+    flips = torch.tensor([False, True, False, False, True, False, False, False]).expand(3, 8)
+    chance = Randomness(flips, token_uniforms(settings, 0, 0, rows))
+    no_end = torch.tensor([VOCAB])
+    with torch.no_grad():
+        _, calls = decode(*pair, prompts(3), chance, settings, no_end, VOCAB)
+    assert calls == 3
+
+
+def test_the_same_rows_come_out_of_any_batching(pair: tuple) -> None:
+    settings = RolloutSettings(max_new_tokens=6, coins="per_row")
+    batch = prompts(12, lengths=(2, 5))
+    rows = torch.arange(12)
+    whole = responses(sample(pair, settings, batch))
+    parts: list[tuple[int, ...]] = []
+    for index in rows.split(5):
+        chance = Randomness(coins(settings, 0, 0, index), token_uniforms(settings, 0, 0, index))
+        parts += responses(sample(pair, settings, batch.rows(index), chance=chance))
+    assert parts == whole
+
+
+def test_draw_never_takes_a_token_of_probability_zero() -> None:
+    logprobs = torch.tensor([[-torch.inf, 0.0, -torch.inf], [0.5, 0.5, 0.0]]).log_softmax(-1)
+    logprobs[1] = torch.tensor([0.5, 0.5, 0.0]).log()
+    for u in (0.0, 0.5, 1 - 2**-24):
+        drawn = draw(logprobs, torch.tensor([u, u]))
+        assert drawn[0] == 1
+        assert drawn[1] in (0, 1)
+
+
+def test_truncation_keeps_ties_at_k_and_the_token_that_reaches_p() -> None:
+    logits = torch.tensor([[2.0, 2.0, 2.0, 0.0]])
+    assert int((proposal(logits, RolloutSettings(top_k=2)) > -torch.inf).sum()) == 2
+    kept = proposal(torch.tensor([[0.5, 0.3, 0.2]]).log(), RolloutSettings(top_p=0.6)).exp()
+    torch.testing.assert_close(kept, torch.tensor([[0.625, 0.375, 0.0]]))

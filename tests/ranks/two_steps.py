@@ -1,0 +1,48 @@
+"""Run by the DeepSpeed launcher from test_ranks.py: sample, take two optimizer steps, write what came out.
+
+deepspeed --num_accelerators N tests/ranks/two_steps.py --local_rank=K CONFIG OUT [section.key=value …]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from distill.config import load
+from distill.console import quiet_libraries
+from distill.topology import start, stop
+from distill.trainer import Run
+
+
+def main() -> None:
+    config_path, out, *overrides = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    quiet_libraries()
+    config = load(config_path, overrides)
+    topology = start(config.parallel.student_tp)
+    run = Run(config, topology)
+    figures = [run.step() for _ in range(2)]
+    weights = run.student.state_dict()
+    rollouts = run.source.rollouts
+    sampled = []
+    if rollouts is not None:
+        mine = [
+            (index * topology.dp_size + topology.dp_rank, ids[:length])
+            for index, (ids, length) in enumerate(
+                zip(rollouts.response_ids.tolist(), rollouts.response_lengths.tolist(), strict=True)
+            )
+        ]
+        # Ranks of one replica hold the same rows; each row counts once.
+        sampled = sorted(dict(row for part in topology.gather_objects(mine) for row in part).items())
+    if topology.is_writer:
+        assert weights is not None
+        save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, f"{out}.safetensors")
+        Path(f"{out}.json").write_text(json.dumps({"figures": figures, "sampled": sampled}))
+    topology.barrier()
+    run.telemetry.close()
+    stop()
+
+
+main()

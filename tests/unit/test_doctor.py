@@ -1,0 +1,181 @@
+"""Every mistake that can be seen before a model loads gets its own line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_llama
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.preprocess import preprocess
+from data_prep.tokenize import Recipe
+from distill.config import Config, dump
+from distill.doctor import examine
+
+
+@pytest.fixture
+def good(models_dir: Path, records_dir: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
+    return {
+        "run": {"folder": str(tmp_path / "run")},
+        "student": {"path": str(models_dir / "student")},
+        "teacher": {"path": str(models_dir / "teacher")},
+        "data": {"train": str(records_dir / "train"), "valid": str(records_dir / "valid")},
+        "objective": {"name": "minillm"},
+        "optim": {"steps": 2, "batch_size": 8, "micro_batch": 2},
+        "rollout": {"per_round": 16, "max_new_tokens": 16},
+    }
+
+
+def problems(config: dict[str, Any], world_size: int | None = 2) -> list[str]:
+    return [str(problem) for problem in examine(Config.model_validate(config), world_size).problems]
+
+
+def test_a_good_config_has_no_problem(good: dict) -> None:
+    assert problems(good) == []
+
+
+def change(config: dict, dotted: str, value: object) -> dict:
+    section, key = dotted.split(".")
+    return config | {section: config[section] | {key: value}}
+
+
+SIMPLE = [
+    ("student.path", "no/such/dir", "student.path = 'no/such/dir': no such folder"),
+    ("teacher.path", "/nowhere", "teacher.path = '/nowhere': no such folder"),
+    ("data.train", "nowhere", "data.train = 'nowhere': no such folder; write it with `make preprocess`"),
+    ("optim.batch_size", 9, "optim.batch_size = 9: does not divide over 2 data-parallel ranks; give a multiple of 2"),
+    ("optim.micro_batch", 3, "optim.micro_batch = 3: does not divide a rank's share of 4 sequences"),
+    ("rollout.per_round", 12, "rollout.per_round = 12: is not a multiple of optim.batch_size = 8; give 8"),
+    (
+        "rollout.max_new_tokens",
+        250,
+        "data.train = 314: sequences may reach 314 tokens, the student's context has 256; lower rollout.max_new_tokens",
+    ),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "expected"), SIMPLE)
+def test_each_mistake_has_its_line(good: dict, field: str, value: object, expected: str) -> None:
+    found = problems(change(good, field, value))
+    assert any(expected in line for line in found), found
+
+
+def test_too_few_ranks_for_tensor_parallelism(good: dict) -> None:
+    found = problems(good | {"parallel": {"student_tp": 4, "teacher_tp": 4}})
+    assert any("parallel.student_tp = 4: does not divide the 2 ranks" in line for line in found)
+
+
+def test_different_tensor_parallel_degrees(good: dict) -> None:
+    found = problems(good | {"parallel": {"student_tp": 1, "teacher_tp": 2}})
+    assert any("parallel.teacher_tp = 2: differs from parallel.student_tp = 1" in line for line in found)
+
+
+def test_missing_teacher(good: dict) -> None:
+    del good["teacher"]
+    assert any("objective minillm needs a teacher" in line for line in problems(good))
+
+
+def test_missing_compiler(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-g++")
+    assert any("CXX = 'no-such-g++': no such compiler" in line for line in problems(good))
+
+
+def test_other_tokenizer_and_other_eos(good: dict, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    other = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|user|>")
+    tiny_llama(len(tokenizer), 1, 0).save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    found = problems(change(good, "teacher.path", str(tmp_path / "other")))
+    assert any("its EOS is '<|user|>', the student's is '<eos>'" in line for line in found)
+    assert any("is not the student's" in line for line in found)
+
+
+def test_records_of_another_tokenizer(
+    good: dict, tokenizer: PreTrainedTokenizerFast, records_dir: Path, tmp_path: Path
+) -> None:
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|user|>").save_pretrained(
+        tmp_path / "tok"
+    )
+    recipe = Recipe(str(tmp_path / "tok"), "plain", 64, 96)
+    preprocess([str(records_dir / "train.jsonl")], tmp_path / "records", recipe, workers=1)
+    found = problems(change(good, "data.train", str(tmp_path / "records")))
+    assert any("was tokenised by another tokenizer than the student's" in line for line in found)
+
+
+def test_text_records_where_instructions_are_needed(good: dict, records_dir: Path) -> None:
+    found = problems(change(good, "data.train", str(records_dir / "text")))
+    assert any("holds text records; give a folder of instructions records" in line for line in found)
+
+
+def test_sft_needs_responses(good: dict, models_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"instruction": "Why?"}\n')
+    recipe = Recipe(str(models_dir / "student"), "chat", 64, 96)
+    preprocess([str(tmp_path / "p.jsonl")], tmp_path / "prompts", recipe, workers=1)
+    prompts_only = change(good, "data.train", str(tmp_path / "prompts"))
+    assert problems(prompts_only) == []
+    found = problems(prompts_only | {"objective": {"name": "sft"}})
+    assert any("1 records have no response" in line for line in found)
+
+
+def test_damaged_records(good: dict, models_dir: Path, records_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(records_dir / "train", broken)
+    next(broken.glob("*.arrow")).write_bytes(b"not arrow")
+    found = problems(change(good, "data.train", str(broken)))
+    assert any("damaged records" in line for line in found), found
+
+
+def started(good: dict, **changes: Any) -> None:
+    """A run folder with a checkpoint, as `good` with `changes` would have left it."""
+    folder = Path(good["run"]["folder"])
+    (folder / "checkpoints" / "step-0000001").mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(Config.model_validate(good | changes)))
+    (folder / "checkpoints" / "latest").write_text("step-0000001")
+    state = {"state": {"step": 1}, "world_size": 2, "tp_size": 1}
+    (folder / "checkpoints" / "step-0000001" / "state.json").write_text(json.dumps(state))
+
+
+def test_a_run_continues_with_its_own_settings_only(good: dict) -> None:
+    started(good)
+    assert problems(change(good, "optim.steps", 99) | {"log": {"every": 7}}) == []
+    found = problems(change(change(good, "optim.lr", 1e-3), "rollout.per_round", 8))
+    folder = good["run"]["folder"]
+    assert f"optim.lr = 0.001: the run in {folder} was started with 5e-06; give the old value" in found[0]
+    assert f"rollout.per_round = 8: the run in {folder} was started with 16" in found[1]
+
+
+def test_a_run_does_not_turn_into_another_objective(good: dict) -> None:
+    started(good)
+    assert any("objective.name = 'sft': the run in" in line for line in problems(good | {"objective": {"name": "sft"}}))
+
+
+def test_missing_checkpoint(good: dict) -> None:
+    started(good)
+    (Path(good["run"]["folder"]) / "checkpoints" / "latest").write_text("step-0000002")
+    assert any("its latest checkpoint 'step-0000002' is not there" in line for line in problems(good))
+
+
+def test_padded_vocabulary_is_a_notice(good: dict, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tiny_llama(len(tokenizer) + 24, 1, 0).save_pretrained(tmp_path / "padded")
+    tokenizer.save_pretrained(tmp_path / "padded")
+    report = examine(Config.model_validate(change(good, "teacher.path", str(tmp_path / "padded"))), 2)
+    assert not report.problems
+    size = len(tokenizer)
+    assert any(f"the shared ids 0 to {size - 1} are used, the rest is masked" in notice for notice in report.notices)
+    assert any("no pad token" in notice for notice in report.notices)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ('{"zero_optimization": {"stage": 7}}', "zero_optimization.stage = 7"),
+        ('{"zero_optimization": {"stage": 1, "overlap_comm": true}}', "works with stages 2 and 3 only"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_deepspeed_json(good: dict, tmp_path: Path, text: str, wrong: str) -> None:
+    (tmp_path / "ds.json").write_text(text)
+    found = problems(good | {"parallel": {"deepspeed": str(tmp_path / "ds.json")}})
+    assert any(wrong in line for line in found), found
