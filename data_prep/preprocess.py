@@ -38,6 +38,7 @@ from distill.models.loading import load_tokenizer
 
 _LINES_A_TASK = 64
 _PROBLEMS_SHOWN = 10
+_BYTES_WORTH_A_WORKER = 4 * 2**20
 
 
 def preprocess(
@@ -63,13 +64,19 @@ def preprocess(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        counts = _write_rows(files, partial, recipe, kind, workers or os.cpu_count() or 1)
+        counts = _write_rows(files, partial, recipe, kind, workers or _default_workers(files))
         manifest = Manifest(kind=kind, tokenizer=written_by, settings=settings, counts=counts)
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         replace_folder(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def _default_workers(files: list[Path]) -> int:
+    """One a core, but no more than there is work for: starting one takes as long as tokenising some megabytes."""
+    size = sum(path.stat().st_size for path in files)
+    return min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
 
 
 def _write_rows(files: list[Path], folder: Path, recipe: Recipe, kind: str, workers: int) -> dict[str, int]:

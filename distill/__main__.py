@@ -1,7 +1,6 @@
 """`python -m distill VERB …`."""
 
-import sys
-
 from distill.cli import main
+from distill.console import leave
 
-sys.exit(main())
+leave(main())

@@ -44,7 +44,9 @@ class DataSettings(Settings):
 
     train: Path = Field(description="Training records (prompts and responses).")
     valid: Path | None = Field(None, description="Validation records; without them the last student is kept.")
-    plain_text: Path | None = Field(None, description="Packed plain-text records for L_PT; none switches L_PT off.")
+    plain_text: Path | None = Field(
+        None, description="Records for L_PT: packed plain text, or instructions with responses; none switches L_PT off."
+    )
 
 
 class SftSettings(Settings):

@@ -1,12 +1,14 @@
 """How a command meets the person at the terminal: one clear error, an exit code, no library chatter."""
 
 import argparse
+import atexit
 import logging
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 from distill.errors import EXIT_BAD_INPUT, BadInput
 
@@ -36,6 +38,18 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return number
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with `code` as soon as its exit handlers have run.
+
+    The interpreter is not taken down: a thread of the process group that lets go of its last tensor meanwhile would
+    need the interpreter for it, and abort a rank that has done all its work.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run_on_ranks(command: Callable[[], object]) -> int:

@@ -232,10 +232,11 @@ def _check_pair(config: Config, student: OpenedModel, teacher: OpenedModel, repo
 
 def _check_data(config: Config, tokenizer: PreTrainedTokenizerBase | None, report: Report) -> None:
     for name, folder in _folders(config).items():
-        kind: Kind = "text" if name == "data.plain_text" else "instructions"
         try:
-            open_records(folder, kind, name)
             manifest = read_manifest(folder, name)
+            # L_PT takes either kind.
+            kind: Kind = manifest.kind if name == "data.plain_text" else "instructions"
+            open_records(folder, kind, name)
         except BadInput as error:
             report.problems += error.problems
             continue
@@ -248,7 +249,7 @@ def _check_data(config: Config, tokenizer: PreTrainedTokenizerBase | None, repor
                 "run `make preprocess` with TOKENIZER=<student.path>",
             )
         empty = manifest.counts.get("kept: without a response", 0)
-        needs_responses = kind == "instructions" and (config.objective.name == "sft" or name == "data.valid")
+        needs_responses = config.objective.name == "sft" or name != "data.train"
         report.check(
             not (needs_responses and empty),
             name,

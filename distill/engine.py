@@ -158,12 +158,17 @@ class Engine:
                 # Private in DeepSpeed, and the way its own users switch ZeRO-3 off for generation.
                 offload._register_deepspeed_module(offload.module)
 
-    @torch.no_grad()
-    def project(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n vocab"]:
-        """Logits of final hidden states; gathers the head alone. Never part of a gradient."""
+    @contextmanager
+    def head_gathered(self) -> Iterator[None]:
+        """The lm_head whole, as `head_logits` needs it. Collective."""
         head = list(self.module.get_output_embeddings().parameters())
         with deepspeed.zero.GatheredParameters(head, enabled=_parameter_offload(self._ds) is not None):
-            return project(self.module, hidden, self.vocab)
+            yield
+
+    @torch.no_grad()
+    def head_logits(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n vocab"]:
+        """Logits of final hidden states, within `head_gathered`. Never part of a gradient."""
+        return project(self.module, hidden, self.vocab)
 
     def accumulate(self, total: Float[Tensor, ""], count: Float[Tensor, ""]) -> None:
         """Backward of total/count: a sum over this micro-batch, the token count of the whole optimizer step."""

@@ -9,7 +9,7 @@ from distill import checkpoint, objectives
 from distill.checkpoint import RunState
 from distill.config import RESOLVED, Config, MiniLLMSettings, dump
 from distill.data.batches import Rollouts
-from distill.data.loading import InstructionRecords, TextRecords
+from distill.data.loading import InstructionRecords, open_plain_text
 from distill.engine import Engine, read_deepspeed_json, resolve_dtype
 from distill.evaluation.validation import Validation
 from distill.host import peak_memory_gib
@@ -78,7 +78,8 @@ class Run:
             self.source = RolloutSource(records, worker, config, topology)
         self.plain_text: Source | None = None
         if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):
-            self.plain_text = RecordedSource(TextRecords(config.data.plain_text, "data.plain_text"), config, topology)
+            texts = open_plain_text(config.data.plain_text, "data.plain_text")
+            self.plain_text = RecordedSource(texts, config, topology)
         self.validation: Validation | None = None
         if config.data.valid:
             self.validation = Validation(config, self.student, self.teacher, self.tokenizer, self.eos_ids, topology)

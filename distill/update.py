@@ -54,7 +54,8 @@ class Updater:
     def _teacher_logits(self, batch: TokenBatch) -> Tensor | None:
         if self.teacher is None or not isinstance(batch, Rollouts) or batch.teacher_hidden is None:
             return None
-        return self.teacher.project(batch.teacher_hidden[batch.response_mask])
+        with self.teacher.head_gathered():
+            return self.teacher.head_logits(batch.teacher_hidden[batch.response_mask])
 
     def _plain_text(self, batches: Sequence[TokenBatch], sums: Sums) -> None:
         """Add lm_coef · L_PT, a mean over the plain-text tokens of the whole step."""

@@ -30,9 +30,10 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from distill.cli import main
+from distill.console import leave
 
 if __name__ == "__main__":
     # The launcher's own --local_rank comes first; the verb follows it.
     flags = [argument for argument in sys.argv[1:] if argument.startswith("--local_rank")]
     rest = [argument for argument in sys.argv[1:] if argument not in flags]
-    sys.exit(main([*flags, "train", *rest]))
+    leave(main([*flags, "train", *rest]))

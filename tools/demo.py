@@ -46,32 +46,20 @@ def stages(ranks: int) -> Iterator[Stage]:
     yield Stage("cut the student", [cut], [MODELS["cut"]])
 
     answer = [*deepspeed, "--no_local_rank", "--module", "data_prep.teacher_responses", "--teacher", str(TEACHER)]
-    answer += ["--template", "chat", "--max-new-tokens", str(NEW_TOKENS), "--batch", "32"]
-    written = {name: FOLDER / "data" / f"{name}.jsonl" for name in ("train", "dev", "test")}
-    yield Stage(
-        "the teacher answers the prompts",
-        [
-            [
-                *answer,
-                "--data",
-                str(PROMPTS / f"{name}.jsonl"),
-                "--out",
-                str(out),
-                *(["--greedy"] if name == "test" else []),
-            ]
-            for name, out in written.items()
-        ],
-        list(written.values()),
-        [PROMPTS / f"{name}.jsonl" for name in written],
-    )
+    answer += ["--template", "chat", "--max-new-tokens", str(NEW_TOKENS), "--batch", "64"]
+    prompts = {name: PROMPTS / f"{name}.jsonl" for name in ("train", "dev", "test")}
+    written = [FOLDER / "data" / path.name for path in prompts.values()]
+    answer += ["--data", str(prompts["train"]), str(prompts["dev"]), "--greedy-data", str(prompts["test"])]
+    answer += ["--out", str(FOLDER / "data")]
+    yield Stage("the teacher answers the prompts", [answer], written, list(prompts.values()))
     settings = [f"TOKENIZER={TEACHER}", "TEMPLATE=chat", "MAX_PROMPT=128", f"MAX_LENGTH={128 + NEW_TOKENS}"]
     yield Stage(
         "tokenise",
         [
             ["make", "--no-print-directory", "preprocess", f"DATA={path}", f"OUT={path.with_suffix('')}", *settings]
-            for path in written.values()
+            for path in written
         ],
-        [path.with_suffix("") for path in written.values()],
+        [path.with_suffix("") for path in written],
     )
     yield _training("phase 1: SFT", deepspeed, "demo-sft.yaml", FOLDER / "sft")
     yield _training("phase 2: MiniLLM", deepspeed, "demo-minillm.yaml", FOLDER / "minillm")

@@ -88,6 +88,8 @@ class Rollouts(TokenBatch):
     """Whether the response ended by itself rather than at the length limit."""
     teacher_hidden: Float[Tensor, "batch response hidden"] | None = None
     """The teacher's final hidden state that predicts each response token."""
+    student_hidden: Float[Tensor, "batch response hidden"] | None = None
+    """The student's, where the rollout worker was asked to keep them."""
     advantages: Float[Tensor, "batch response"] | None = None
     """Normalised reward-to-go, filled in by the objective for one optimizer step."""
 

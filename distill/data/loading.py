@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from distill.data.batches import TokenBatch, pad_rows
-from distill.data.records import open_records
+from distill.data.records import open_records, read_manifest
 
 
 class InstructionRecords:
@@ -45,6 +45,16 @@ class TextRecords:
         """Chunks as batches whose one-token prompt is the first token: the rest is predicted."""
         chunks = [self.rows[index]["input_ids"] for index in indices]
         return token_batch([{"prompt_ids": chunk[:1], "response_ids": chunk[1:]} for chunk in chunks])
+
+
+def open_plain_text(folder: Path, field: str) -> TextRecords | InstructionRecords:
+    """What L_PT reads: packed text, or instruction records, of which the responses are predicted.
+
+    Raises:
+        BadInput: not a folder of records.
+    """
+    text = read_manifest(folder, field).kind == "text"
+    return TextRecords(folder, field) if text else InstructionRecords(folder, field)
 
 
 def token_batch(rows: Sequence[dict[str, Any]]) -> TokenBatch:

@@ -1,49 +1,83 @@
 """How close the student's next-token distributions are to the teacher's, on given text."""
 
+from collections.abc import Callable, Mapping
+
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm import tqdm
 
 from distill.data.batches import TokenBatch
 from distill.engine import Engine
 from distill.objectives.chunked import CHUNK
-from distill.objectives.divergences import forward_kl, log_probabilities, reverse_kl
+from distill.objectives.divergences import LogProbs, forward_kl, log_probabilities, reverse_kl
 from distill.objectives.supervised import soft_and_hard_cross_entropy
 from distill.topology import Topology
+
+Measure = Callable[[LogProbs, LogProbs], Float[Tensor, " n"]]
+"""A figure of each token, from the student's and the teacher's log-probabilities."""
+
+
+def top1_agreement(student: LogProbs, teacher: LogProbs) -> Float[Tensor, " n"]:
+    """1 where both models' likeliest tokens are the same, else 0."""
+    return (student.argmax(-1) == teacher.argmax(-1)).float()
+
+
+ON_STUDENT_TEXT: Mapping[str, Measure] = {"reverse_kl": reverse_kl}
+"""What a student's own samples tell: KL(q‖p), in nats."""
+ON_TEACHER_TEXT: Mapping[str, Measure] = {"forward_kl": forward_kl, "top1_agreement": top1_agreement}
+"""What the teacher's samples tell: KL(p‖q), in nats, and how often the likeliest token is the same."""
 
 
 @torch.no_grad()
 def compare(
-    student: Engine, teacher: Engine, batch: TokenBatch, micro_batch: int, topology: Topology
+    student: Engine,
+    teacher: Engine,
+    student_hidden: Float[Tensor, "n hidden"],
+    teacher_hidden: Float[Tensor, "n teacher_hidden"],
+    measures: Mapping[str, Measure],
+    topology: Topology,
 ) -> dict[str, float]:
-    """Per-token means over all ranks' tokens: `reverse_kl` KL(q‖p), `forward_kl` KL(p‖q) in nats, `top1_agreement`.
+    """Per-token means over all ranks' tokens, from both models' final hidden states at the same tokens. Collective.
 
-    Every rank must bring the same number of rows; the forwards are collective.
+    A rank may bring any number of tokens.
     """
-    sums = torch.zeros(4, dtype=torch.float64, device=topology.device)
-    # Both models whole, as in a rollout: gathering them layer by layer for each micro-batch takes longer than scoring.
-    with student.whole(), teacher.whole():
-        for rows in tqdm(
-            batch.split(micro_batch), "scoring", unit="batch", disable=not topology.is_writer, leave=False
-        ):
-            rows = rows.to(topology.device)
-            student_logits, teacher_logits = student.token_logits(rows), teacher.token_logits(rows)
-            for z_q, z_p in zip(student_logits.split(CHUNK), teacher_logits.split(CHUNK), strict=True):
-                log_q, log_p = log_probabilities(z_q), log_probabilities(z_p)
-                agree = (log_q.argmax(-1) == log_p.argmax(-1)).sum()
-                figures = [reverse_kl(log_q, log_p).sum(), forward_kl(log_q, log_p).sum(), agree]
-                sums += torch.stack([*figures, agree.new_tensor(len(z_q))])
-    reverse, forward, agreed, tokens = topology.sum_over_replicas(sums).tolist()
-    return {"reverse_kl": reverse / tokens, "forward_kl": forward / tokens, "top1_agreement": agreed / tokens}
+    sums = torch.zeros(len(measures) + 1, dtype=torch.float64, device=topology.device)
+    with student.head_gathered(), teacher.head_gathered():
+        for h_q, h_p in zip(student_hidden.split(CHUNK), teacher_hidden.split(CHUNK), strict=True):
+            log_q = log_probabilities(student.head_logits(h_q))
+            log_p = log_probabilities(teacher.head_logits(h_p))
+            figures = [measure(log_q, log_p).sum() for measure in measures.values()]
+            sums += torch.stack([*figures, figures[0].new_tensor(len(h_q))])
+    *totals, tokens = topology.sum_over_replicas(sums).tolist()
+    return {name: total / tokens for name, total in zip(measures, totals, strict=True)}
+
+
+@torch.no_grad()
+def final_hidden(model: Engine, batch: TokenBatch, micro_batch: int, topology: Topology) -> Float[Tensor, "n hidden"]:
+    """Final hidden states that predict this rank's response tokens, rows in order. Collective."""
+    parts = []
+    # Whole, as in a rollout: gathering it layer by layer for each micro-batch takes longer than reading.
+    with model.whole() as module:
+        for rows in _progress(batch, micro_batch, topology):
+            inputs = rows.to(topology.device).model_inputs()
+            states = module.base_model(**inputs, use_cache=False).last_hidden_state
+            parts.append(states[:, rows.prompt_ids.shape[1] - 1 : -1][rows.response_mask])
+    return torch.cat(parts)
 
 
 @torch.no_grad()
 def mean_cross_entropy(student: Engine, batch: TokenBatch, micro_batch: int, topology: Topology) -> float:
     """−log q per response token over all ranks' rows. Every rank must bring the same number of rows."""
     sums = torch.zeros(2, dtype=torch.float64, device=topology.device)
-    for rows in tqdm(batch.split(micro_batch), "scoring", unit="batch", disable=not topology.is_writer, leave=False):
+    for rows in _progress(batch, micro_batch, topology):
         rows = rows.to(topology.device)
         targets = rows.response_ids[rows.response_mask]
         total, _ = soft_and_hard_cross_entropy(student.token_logits(rows), None, targets, 0.0)
         sums += torch.stack([total, total.new_tensor(len(targets))])
     total, tokens = topology.sum_over_replicas(sums).tolist()
     return total / tokens
+
+
+def _progress(batch: TokenBatch, micro_batch: int, topology: Topology) -> "tqdm[TokenBatch]":
+    return tqdm(batch.split(micro_batch), "scoring", unit="batch", disable=not topology.is_writer, leave=False)

@@ -10,7 +10,7 @@ from distill.data.loading import InstructionRecords
 from distill.data.records import fingerprint, read_manifest
 from distill.engine import Engine
 from distill.errors import BadInput, Problem
-from distill.evaluation.fidelity import compare
+from distill.evaluation.fidelity import ON_STUDENT_TEXT, ON_TEACHER_TEXT, compare, final_hidden
 from distill.evaluation.frozen import Vocabulary, common_vocabulary, load_frozen
 from distill.evaluation.generation import Share, respond, share, text_figures
 from distill.rollout.worker import RolloutWorker
@@ -36,8 +36,9 @@ class Evaluation:
         self.records, self.settings, self.seeds = records, settings, seeds
         self.micro_batch, self.topology = micro_batch, topology
         self.share: Share = share(len(records), topology)
+        self.teacher_path = teacher
         self.teacher = load_frozen(teacher, self.vocabulary, topology)
-        self.teacher_samples = self._sample(self.teacher, "teacher", 0)
+        self.teacher_samples = self._sample(self.teacher, None, "teacher", 0)
 
     def measure(self, name: str, path: str) -> tuple[Figures, list[str]]:
         """Figures of one model, and this rank's responses of the first seed.
@@ -46,23 +47,35 @@ class Evaluation:
         `reverse_kl` from those of the first seed; `forward_kl` and `top1_agreement` from the teacher's samples.
         Collective.
         """
-        engine = load_frozen(path, self.vocabulary, self.topology)
+        itself = path == self.teacher_path
+        engine = self.teacher if itself else load_frozen(path, self.vocabulary, self.topology)
         references = self.records.references(self.share.indices)
-        samples = [self._sample(engine, name, seed) for seed in range(self.seeds)]
+        # A response has dozens of tokens to compare distributions at, but is one text: the teacher scores one seed.
+        first = self.teacher_samples if itself else self._sample(engine, self.teacher, name, 0)
+        samples = [first, *(self._sample(engine, None, name, seed) for seed in range(1, self.seeds))]
         tokenizer, counted = self.vocabulary.tokenizer, self.share.counted
         texts = [text_figures(rollouts, references, tokenizer, counted, self.topology) for rollouts in samples]
         runs = [figures for figures, _ in texts]
-        # A response has dozens of tokens to compare distributions at, but is one text: one seed is enough here.
-        own = compare(engine, self.teacher, samples[0], self.micro_batch, self.topology)
-        taught = compare(engine, self.teacher, self.teacher_samples, self.micro_batch, self.topology)
         mean = {key: fmean(run[key] for run in runs) for key in runs[0]}
-        mean |= {"reverse_kl": own["reverse_kl"], "forward_kl": taught["forward_kl"]}
-        mean["top1_agreement"] = taught["top1_agreement"]
+        mean |= self._compare(engine, first)
         mean["rouge_l_by_seed"] = [run["rouge_l"] for run in runs]  # type: ignore[assignment]
         return mean, texts[0][1]
 
-    def _sample(self, engine: Engine, name: str, seed: int) -> Rollouts:
-        worker = RolloutWorker(engine, None, self.settings, self.vocabulary.eos_ids, seed, self.topology)
+    def _compare(self, engine: Engine, own: Rollouts) -> Figures:
+        """KLs and agreement. All hidden states come from the decodes, but the model's own on the teacher's text."""
+        taught = self.teacher_samples
+        assert own.student_hidden is not None
+        assert taught.student_hidden is not None
+        written = own.student_hidden[own.response_mask]
+        scored = written if own.teacher_hidden is None else own.teacher_hidden[own.response_mask]
+        told = taught.student_hidden[taught.response_mask]
+        read = told if engine is self.teacher else final_hidden(engine, taught, self.micro_batch, self.topology)
+        figures = compare(engine, self.teacher, written, scored, ON_STUDENT_TEXT, self.topology)
+        return figures | compare(engine, self.teacher, read, told, ON_TEACHER_TEXT, self.topology)
+
+    def _sample(self, engine: Engine, scorer: Engine | None, name: str, seed: int) -> Rollouts:
+        ends = self.vocabulary.eos_ids
+        worker = RolloutWorker(engine, scorer, self.settings, ends, seed, self.topology, keep_hidden=True)
         prompts = self.records.batch(self.share.indices)
         what = f"{name}, seed {seed + 1} of {self.seeds}"
         return respond(worker, prompts, self.share.indices, 0, what, self.topology.is_writer)

@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.config import Config
 from distill.data.loading import InstructionRecords
 from distill.engine import Engine
-from distill.evaluation.fidelity import compare, mean_cross_entropy
+from distill.evaluation.fidelity import ON_STUDENT_TEXT, compare, mean_cross_entropy
 from distill.evaluation.generation import respond, share, text_figures
 from distill.rollout.worker import RolloutWorker
 from distill.topology import Topology
@@ -28,7 +28,9 @@ class Validation:
         self.tokenizer, self.topology = tokenizer, topology
         self.records = InstructionRecords(config.data.valid, "data.valid")
         self.share = share(min(len(self.records), config.evaluation.prompts), topology)
-        self.worker = RolloutWorker(student, None, config.rollout, eos_ids, config.run.seed, topology)
+        # The student writes alone; the teacher scores what it wrote.
+        alone = config.rollout.model_copy(update={"alpha": 0.0})
+        self.worker = RolloutWorker(student, teacher, alone, eos_ids, config.run.seed, topology, keep_hidden=True)
 
     def run(self) -> tuple[dict[str, float], float]:
         """`valid/…` figures, and the one to maximise. Collective."""
@@ -44,5 +46,9 @@ class Validation:
         rollouts = respond(self.worker, prompts, self.share.indices, 0, "validation", show)
         references = self.records.references(self.share.indices)
         figures, _ = text_figures(rollouts, references, self.tokenizer, self.share.counted, self.topology)
-        figures |= compare(self.student, self.teacher, rollouts, micro_batch, self.topology)
+        mask = rollouts.response_mask
+        assert rollouts.student_hidden is not None
+        assert rollouts.teacher_hidden is not None
+        hidden = rollouts.student_hidden[mask], rollouts.teacher_hidden[mask]
+        figures |= compare(self.student, self.teacher, *hidden, ON_STUDENT_TEXT, self.topology)
         return {f"valid/{name}": value for name, value in figures.items()}, figures["rouge_l"]

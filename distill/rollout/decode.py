@@ -7,23 +7,24 @@ proposes, scores, and leaves the final hidden states that the losses need later.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
 
 from distill.config import RolloutSettings
 from distill.data.batches import Rollouts, TokenBatch
-from distill.models.heads import hidden_states, project
-from distill.rollout.sampling import draw, importance_weights, proposal, proposes_as_is
+from distill.models.heads import project
+from distill.rollout.follower import Follower
+from distill.rollout.reader import Reader
+from distill.rollout.sampling import draw, importance_weights, logprob_of, proposal, proposes_as_is
 
-# Rows of logits made at once while scoring: bounds memory at [256, V] fp32.
-_SCORE_ROWS = 256
-# Tokens between looks at whether every row has ended; each look waits for the accelerator.
+# Tokens between looks at which rows have ended; each look waits for the accelerator.
 _CHECK_EVERY = 4
+# Rows leave the batch together, once they are this share of it: each leave copies the caches of those that stay.
+_LEAVE_AT = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def decode(
     eos_ids: Int[Tensor, " eos"],
     vocab: int,
     agree: Callable[[Tensor], Tensor] = lambda tokens: tokens,
+    keep_hidden: bool = False,
 ) -> tuple[Rollouts, int]:
     """Sample one response a prompt. Whole (gathered) models, in evaluation mode; call under `no_grad`.
 
@@ -52,168 +54,87 @@ def decode(
     Returns:
         The rollouts, and how many forwards the teacher made.
     """
-    limit = settings.max_new_tokens
-    follower = None if teacher is None else _Teacher(teacher, prompts, settings, vocab)
+    rows, limit = len(prompts), settings.max_new_tokens
+    tokens = prompts.prompt_ids.new_zeros((rows, limit))
+    logprobs, proposed = (torch.zeros((rows, limit), device=tokens.device) for _ in range(2))
+    lengths = torch.full_like(prompts.prompt_lengths, limit)
+    hidden = _hidden_buffer(student, tokens) if keep_hidden else None
+    reader = Reader(student, prompts, limit)
+    follower = None if teacher is None else Follower(teacher, prompts, settings, vocab)
     # One look at all coins here, instead of one a token in the loop.
     teacher_turns = [False] * limit if follower is None else randomness.coins.any(0).tolist()
-    reader = _Reader(student, prompts)
-    rows = len(prompts)
-    tokens = prompts.prompt_ids.new_zeros((rows, 0))
-    ended = torch.zeros(rows, dtype=torch.bool, device=tokens.device)
-    lengths = torch.full_like(prompts.prompt_lengths, limit)
-    logprobs: list[Tensor] = []
-    proposed: list[Tensor] = []
     as_is = proposes_as_is(settings)
+    alive = torch.arange(rows, device=tokens.device)
 
     for t in range(limit):
-        hidden = reader.read(tokens[:, -1:])
-        logits = project(student, hidden[:, -1], vocab)
+        state = reader.read(tokens[alive, max(t - 1, 0) : t])[:, -1]
+        if hidden is not None:
+            hidden[alive, t] = state
+        logits = project(student, state, vocab)
         own = proposal(logits, settings)
-        drawn = draw(own, randomness.uniforms[:, t])
+        uniforms = randomness.uniforms[:, t]
+        drawn, normaliser = draw(own, uniforms[alive])
         if follower is not None and teacher_turns[t]:
-            theirs = draw(follower.propose(tokens), randomness.uniforms[:, t])
-            drawn = torch.where(randomness.coins[:, t], theirs, drawn)
+            theirs = follower.draw(tokens[:, :t], lengths, uniforms)
+            drawn = torch.where(randomness.coins[alive, t], theirs[alive], drawn)
         drawn = agree(drawn)
+        tokens[alive, t] = drawn
         if follower is not None and teacher_turns[t]:
-            follower.score_drawn(drawn)
-        proposed.append(_at(own, drawn))
-        logprobs.append(proposed[-1] if as_is else _at(logits.float().log_softmax(-1), drawn))
-        tokens = torch.cat([tokens, drawn[:, None]], 1)
-        newly_ended = torch.isin(drawn, eos_ids) & ~ended
-        lengths = torch.where(newly_ended, t + 1, lengths)
-        ended = ended | newly_ended
-        if (t + 1) % _CHECK_EVERY == 0 and bool(ended.all()):
-            break
+            follower.score_drawn(tokens[:, t])
+        proposed[alive, t] = own.gather(1, drawn[:, None]).squeeze(1) - normaliser
+        logprobs[alive, t] = proposed[alive, t] if as_is else logprob_of(logits, drawn)
+        ends = torch.isin(drawn, eos_ids) & (lengths[alive] == limit)
+        lengths[alive] = torch.where(ends, t + 1, lengths[alive])
+        if (t + 1) % _CHECK_EVERY == 0:
+            going = (lengths[alive] == limit).nonzero().squeeze(1)
+            if len(going) == 0:
+                break
+            if len(going) <= len(alive) * (1 - _LEAVE_AT):
+                alive = alive[going]
+                reader.keep(going)
 
-    responses = TokenBatch(prompts.prompt_ids, prompts.prompt_lengths, tokens[:, : int(lengths.max())], lengths)
+    width = int(lengths.max())
+    responses = TokenBatch(prompts.prompt_ids, prompts.prompt_lengths, tokens[:, :width], lengths)
+    ended = torch.isin(tokens.gather(1, lengths[:, None] - 1).squeeze(1), eos_ids)
     rollouts = _assemble(responses, logprobs, proposed, ended, follower, randomness.coins, settings.alpha)
+    if hidden is not None:
+        rollouts = replace(rollouts, student_hidden=hidden[:, :width])
     return rollouts, 0 if follower is None else follower.reader.calls
+
+
+def _hidden_buffer(model: PreTrainedModel, tokens: Int[Tensor, "batch limit"]) -> Float[Tensor, "batch limit hidden"]:
+    width = model.config.get_text_config().hidden_size
+    return torch.zeros((*tokens.shape, width), dtype=model.dtype, device=tokens.device)
 
 
 def _assemble(
     responses: TokenBatch,
-    logprobs: list[Float[Tensor, " batch"]],
-    proposed: list[Float[Tensor, " batch"]],
+    logprobs: Float[Tensor, "batch limit"],
+    proposed: Float[Tensor, "batch limit"],
     ended: Bool[Tensor, " batch"],
-    teacher: "_Teacher | None",
+    follower: Follower | None,
     coins: Bool[Tensor, "batch limit"],
     alpha: float,
 ) -> Rollouts:
     """Let the teacher finish reading, and put 0 wherever a response has already ended."""
     mask = responses.response_mask
     width = mask.shape[1]
-    behavior = torch.stack(logprobs[:width], 1)
+    behavior = logprobs[:, :width]
     weights, teacher_logprobs, teacher_hidden = torch.ones_like(behavior), torch.zeros_like(behavior), None
-    if teacher is not None:
-        teacher_logprobs, teacher_proposed, teacher_hidden = teacher.finish(responses.response_ids)
-        weights = importance_weights(torch.stack(proposed[:width], 1), teacher_proposed, alpha)
+    if follower is not None:
+        scores = follower.finish(responses.response_ids, responses.response_lengths)
+        teacher_logprobs, teacher_hidden = scores.logprobs, scores.hidden
+        # Where nothing was drawn the two are 0 and their weight is masked below.
+        weights = importance_weights(proposed[:, :width], scores.proposed, alpha)
     return Rollouts(
         prompt_ids=responses.prompt_ids,
         prompt_lengths=responses.prompt_lengths,
         response_ids=responses.response_ids * mask,
         response_lengths=responses.response_lengths,
         behavior_logprobs=behavior * mask,
-        teacher_logprobs=teacher_logprobs * mask,
-        importance_weights=weights * mask,
-        from_teacher=coins[:, :width] & mask & (teacher is not None),
+        teacher_logprobs=torch.where(mask, teacher_logprobs, 0.0),
+        importance_weights=torch.where(mask, weights, 0.0),
+        from_teacher=coins[:, :width] & mask & (follower is not None),
         ended=ended,
         teacher_hidden=teacher_hidden,
     )
-
-
-class _Reader:
-    """One model's cache, and everything it has read."""
-
-    def __init__(self, model: PreTrainedModel, prompts: TokenBatch):
-        self.model = model
-        self.cache = DynamicCache(config=model.config)
-        width = prompts.prompt_ids.shape[1]
-        self.unread_prompt = prompts.prompt_ids
-        self.mask = prompts.model_inputs()["attention_mask"][:, :width]
-        self.calls = 0
-
-    def read(self, tokens: Int[Tensor, "batch new"]) -> Float[Tensor, "batch read hidden"]:
-        """Forward new response tokens; the first call reads the prompt before them.
-
-        Returns a final hidden state for each new token, before them on the first call the prompt's last one.
-        """
-        columns = tokens.shape[1] + min(self.unread_prompt.shape[1], 1)
-        self.mask = torch.cat([self.mask, torch.ones_like(tokens)], 1)
-        ids = torch.cat([self.unread_prompt, tokens], 1)
-        positions = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        self.unread_prompt = self.unread_prompt[:, :0]
-        self.calls += 1
-        return hidden_states(self.model, ids, self.mask, positions, self.cache)[:, -columns:]
-
-
-class _Teacher:
-    """The teacher behind the student: proposes at coin steps, reads and scores every token once.
-
-    The hidden state in column j predicts token j. Each catch-up starts at the first column not yet scored.
-    """
-
-    def __init__(self, model: PreTrainedModel, prompts: TokenBatch, settings: RolloutSettings, vocab: int):
-        self.model, self.settings, self.vocab = model, settings, vocab
-        self.reader = _Reader(model, prompts)
-        self.read = 0
-        self.hidden: list[Tensor] = []
-        self.logprobs: list[Tensor] = []
-        self.proposed: list[Tensor] = []
-        self.pending: Tensor | None = None
-
-    def propose(self, tokens: Int[Tensor, "batch so_far"]) -> Float[Tensor, "batch vocab"]:
-        """Catch up with the tokens so far and propose the next one."""
-        block, first = self._catch_up(tokens)
-        self._score(block[:, :-1], tokens[:, first:])
-        self.pending = project(self.model, block[:, -1], self.vocab)
-        return proposal(self.pending, self.settings)
-
-    def score_drawn(self, drawn: Int[Tensor, " batch"]) -> None:
-        """Score the token drawn at the step just proposed, from the logits already made."""
-        assert self.pending is not None
-        plain, proposed = _scores(self.pending, drawn, self.settings)
-        self.logprobs.append(plain[:, None])
-        self.proposed.append(proposed[:, None])
-        self.pending = None
-
-    def finish(self, tokens: Int[Tensor, "batch response"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Read and score what is left; the last token is scored without being read.
-
-        Returns log p [B, R], the proposal's log-probabilities [B, R] and the hidden states [B, R, H].
-        """
-        if self._scored < tokens.shape[1]:
-            block, first = self._catch_up(tokens[:, :-1])
-            self._score(block, tokens[:, first:])
-        width = tokens.shape[1]
-        columns = (torch.cat(parts, 1)[:, :width] for parts in (self.logprobs, self.proposed, self.hidden))
-        logprobs, proposed, hidden = columns
-        return logprobs, proposed, hidden
-
-    @property
-    def _scored(self) -> int:
-        return sum(part.shape[1] for part in self.logprobs)
-
-    def _catch_up(self, tokens: Int[Tensor, "batch so_far"]) -> tuple[Float[Tensor, "batch new hidden"], int]:
-        block = self.reader.read(tokens[:, self.read :])
-        self.read = tokens.shape[1]
-        self.hidden.append(block)
-        return block, self._scored
-
-    def _score(self, hidden: Float[Tensor, "batch new hidden"], tokens: Int[Tensor, "batch new"]) -> None:
-        flat, targets = hidden.flatten(0, 1), tokens.flatten()
-        pairs = zip(flat.split(_SCORE_ROWS), targets.split(_SCORE_ROWS), strict=True)
-        parts = [_scores(project(self.model, h, self.vocab), ids, self.settings) for h, ids in pairs]
-        self.logprobs.append(torch.cat([plain for plain, _ in parts]).view(tokens.shape))
-        self.proposed.append(torch.cat([proposed for _, proposed in parts]).view(tokens.shape))
-
-
-def _scores(
-    logits: Float[Tensor, "n vocab"], tokens: Int[Tensor, " n"], settings: RolloutSettings
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """log p(y) of the model itself and of its tempered, truncated proposal."""
-    logprobs = logits.float().log_softmax(-1)
-    return _at(logprobs, tokens), _at(logprobs if proposes_as_is(settings) else proposal(logits, settings), tokens)
-
-
-def _at(logprobs: Float[Tensor, "n vocab"], tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    return logprobs.gather(-1, tokens[:, None]).squeeze(-1)

@@ -11,21 +11,23 @@ from distill.config import RolloutSettings
 
 # Separate random streams: no draw of one kind can shift those of another.
 _COINS, _TOKENS = 0, 1
+# Tokens summed together while drawing; about the square root of a vocabulary.
+_BLOCK = 256
 
 
 def proposal(logits: Float[Tensor, "batch vocab"], settings: RolloutSettings) -> Float[Tensor, "batch vocab"]:
-    """fp32 log-probabilities of one component: tempered, cut by top-k then top-p, renormalised by itself.
+    """fp32 logits of one component, tempered, then cut by top-k and top-p (−inf where cut). Not normalised.
 
     Both components are cut before they are mixed, so the mixture's support is the union of theirs.
     """
-    scaled = logits.float() / settings.temperature
+    scaled = logits.float()
+    if settings.temperature != 1:
+        scaled = scaled / settings.temperature
     if 0 < settings.top_k < scaled.shape[-1]:
         # scatter, not a threshold: ties at the k-th value must not let more than k through.
         values, index = scaled.topk(settings.top_k, dim=-1)
         scaled = torch.full_like(scaled, -torch.inf).scatter(-1, index, values)
-    if settings.top_p < 1:
-        scaled = _nucleus(scaled, settings.top_p)
-    return scaled.log_softmax(-1)
+    return _nucleus(scaled, settings.top_p) if settings.top_p < 1 else scaled
 
 
 def proposes_as_is(settings: RolloutSettings) -> bool:
@@ -41,13 +43,42 @@ def _nucleus(logits: Float[Tensor, "batch vocab"], top_p: float) -> Float[Tensor
     return torch.empty_like(logits).scatter(-1, index, ordered)
 
 
-def draw(logprobs: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """Inverse-CDF draw, one uniform in [0, 1) a row; a token of probability 0 is never drawn."""
-    cdf = logprobs.exp().cumsum(-1)
-    total = cdf[:, -1]
-    # Rounding may leave the total beside 1 and push u·total onto it, where no token lies.
-    point = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, point[:, None], right=True).squeeze(-1)
+def draw(
+    logits: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, " batch"]
+) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Inverse-CDF draw from softmax(logits), one uniform in [0, 1) a row; a token of probability 0 is never drawn.
+
+    The sum over the vocabulary is taken in blocks, and only the block that the draw falls into is summed token by
+    token: a cumulative sum over the whole vocabulary takes longer than all the rest.
+
+    Returns the tokens, and log Σ exp(logits), which turns a logit into its log-probability.
+    """
+    rows, vocab = logits.shape
+    top = logits.amax(-1, keepdim=True)
+    masses = (logits - top).exp_()
+    if short := -vocab % _BLOCK:
+        masses = torch.nn.functional.pad(masses, (0, short))
+    blocks = masses.view(rows, -1, _BLOCK)
+    block_cdf = blocks.sum(-1).cumsum(-1)
+    total = block_cdf[:, -1]
+    point = _below(uniforms * total, total)
+    block = torch.searchsorted(block_cdf, point[:, None], right=True)
+    before = torch.where(block > 0, block_cdf.gather(1, (block - 1).clamp_min(0)), 0.0)
+    cdf = blocks[torch.arange(rows, device=logits.device), block.squeeze(1)].cumsum(-1)
+    within = _below(point - before.squeeze(1), cdf[:, -1]).clamp_min(0)
+    place = torch.searchsorted(cdf, within[:, None], right=True)
+    return (block * _BLOCK + place).squeeze(1), total.log() + top.squeeze(1)
+
+
+def _below(point: Float[Tensor, " batch"], total: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """The point, or the last number before `total`: rounding may push it onto the total, where no token lies."""
+    return torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
+
+
+def logprob_of(logits: Float[Tensor, "n vocab"], tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """fp32 log softmax(logits) at one token a row, without the log-probabilities of the others."""
+    logits = logits.float()
+    return logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def importance_weights(

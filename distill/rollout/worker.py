@@ -30,7 +30,10 @@ class Gatherable(Protocol):
 
 
 class RolloutWorker:
-    """Samples responses with the student, mixed with the teacher where there is one."""
+    """Samples responses with the student, mixed with the teacher where there is one.
+
+    With α = 0 a teacher only scores. `keep_hidden` keeps the student's final hidden states beside the teacher's.
+    """
 
     def __init__(
         self,
@@ -40,8 +43,10 @@ class RolloutWorker:
         eos_ids: list[int],
         seed: int,
         topology: Topology,
+        keep_hidden: bool = False,
     ):
         self.student, self.teacher, self.settings = student, teacher, settings
+        self.keep_hidden = keep_hidden
         self.seed, self.topology, self.device = seed, topology, topology.device
         self.eos_ids = torch.tensor(eos_ids, device=topology.device)
 
@@ -79,6 +84,7 @@ class RolloutWorker:
                     self.eos_ids,
                     self.student.vocab,
                     self.topology.agree_in_replica,
+                    self.keep_hidden,
                 )
                 parts.append(rollouts)
                 progress(len(index))

@@ -189,19 +189,26 @@ def test_another_number_of_ranks_is_refused_before_anything_is_lost(
 
 
 def test_teacher_writes_responses(launch: Callable, models_dir: Path, tmp_path: Path) -> None:
-    prompts = [{"id": str(n), "instruction": f"Say {n}."} for n in range(5)]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    arguments = ["--teacher", str(models_dir / "teacher"), "--data", str(tmp_path / "p.jsonl")]
-    arguments += ["--template", "chat", "--max-new-tokens", "6"]
-    for name, extra in (("a", ["--greedy"]), ("b", ["--greedy"]), ("c", [])):
-        out = ["--out", str(tmp_path / f"{name}.jsonl"), *extra]
-        ranks = 1 if name == "b" else 2
-        launch("--no_local_rank", "--module", "data_prep.teacher_responses", *arguments, *out, ranks=ranks)
-    a, b, c = ([json.loads(line) for line in (tmp_path / f"{n}.jsonl").read_text().splitlines()] for n in "abc")
-    assert [row["id"] for row in a] == [row["id"] for row in prompts]
-    assert all(isinstance(row["output"], str) and isinstance(row["complete"], bool) for row in a)
-    assert [row["output"] for row in a] == [row["output"] for row in b], "the number of ranks does not matter"
-    assert [row["output"] for row in a] != [row["output"] for row in c]
+    for name, count in (("p", 5), ("q", 2)):
+        prompts = [{"id": str(n), "instruction": f"Say {n}."} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    arguments = ["--teacher", str(models_dir / "teacher"), "--template", "chat", "--max-new-tokens", "6"]
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in "pq"}
+    both = ["--data", files["q"], "--greedy-data", files["p"]]
+    for out, ranks, data in (("two", 2, both), ("one", 1, both), ("sampled", 2, ["--data", files["p"]])):
+        where = ["--out", str(tmp_path / out)]
+        launch("--no_local_rank", "--module", "data_prep.teacher_responses", *arguments, *data, *where, ranks=ranks)
+
+    def outputs(out: str, name: str) -> list[str]:
+        rows = [json.loads(line) for line in (tmp_path / out / f"{name}.jsonl").read_text().splitlines()]
+        assert [row["id"] for row in rows] == [str(n) for n in range(len(rows))]
+        assert all(isinstance(row["complete"], bool) for row in rows)
+        return [row["output"] for row in rows]
+
+    assert len(outputs("two", "p")) == 5
+    assert outputs("two", "p") == outputs("one", "p"), "the number of ranks does not matter"
+    assert outputs("two", "q") == outputs("one", "q")
+    assert outputs("two", "p") != outputs("sampled", "p")
 
 
 def test_evaluate_measures_the_teacher_as_itself(

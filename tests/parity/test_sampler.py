@@ -211,16 +211,32 @@ def test_the_same_rows_come_out_of_any_batching(pair: tuple) -> None:
 
 
 def test_draw_never_takes_a_token_of_probability_zero() -> None:
-    logprobs = torch.tensor([[-torch.inf, 0.0, -torch.inf], [0.5, 0.5, 0.0]]).log_softmax(-1)
-    logprobs[1] = torch.tensor([0.5, 0.5, 0.0]).log()
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf], [0.5, 0.5, 0.0]])
+    logits[1] = torch.tensor([0.5, 0.5, 0.0]).log()
     for u in (0.0, 0.5, 1 - 2**-24):
-        drawn = draw(logprobs, torch.tensor([u, u]))
+        drawn, _ = draw(logits, torch.tensor([u, u]))
         assert drawn[0] == 1
         assert drawn[1] in (0, 1)
+
+
+@pytest.mark.parametrize("vocab", [5, 256, 257, 1500])
+def test_draw_inverts_the_cdf(vocab: int) -> None:
+    """Blocks or not, a uniform u falls on the token whose cumulative probabilities enclose it."""
+    logits = 3 * torch.randn(1, vocab)
+    logits[0, torch.randperm(vocab)[: vocab // 3]] = -torch.inf
+    uniforms = torch.rand(4000)
+    drawn, normaliser = draw(logits.expand(4000, -1), uniforms)
+    exact = logits[0].double().softmax(-1).cumsum(-1)
+    after = exact[drawn]
+    before = torch.where(drawn > 0, exact[(drawn - 1).clamp_min(0)], 0.0)
+    assert bool((uniforms >= before - 1e-5).all())
+    assert bool((uniforms <= after + 1e-5).all())
+    assert bool((logits[0, drawn] > -torch.inf).all())
+    torch.testing.assert_close(normaliser, logits.logsumexp(-1).expand(4000))
 
 
 def test_truncation_keeps_ties_at_k_and_the_token_that_reaches_p() -> None:
     logits = torch.tensor([[2.0, 2.0, 2.0, 0.0]])
     assert int((proposal(logits, RolloutSettings(top_k=2)) > -torch.inf).sum()) == 2
-    kept = proposal(torch.tensor([[0.5, 0.3, 0.2]]).log(), RolloutSettings(top_p=0.6)).exp()
+    kept = proposal(torch.tensor([[0.5, 0.3, 0.2]]).log(), RolloutSettings(top_p=0.6)).softmax(-1)
     torch.testing.assert_close(kept, torch.tensor([[0.625, 0.375, 0.0]]))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from distill.config import load
-from distill.console import quiet_libraries
+from distill.console import leave, quiet_libraries
 from distill.topology import start, stop
 from distill.trainer import Run
 
@@ -46,3 +46,4 @@ def main() -> None:
 
 
 main()
+leave(0)
