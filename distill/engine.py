@@ -4,8 +4,9 @@ Also the only place that divides: losses arrive as sums and leave as means over 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from transformers.integrations import HfDeepSpeedConfig
 from distill.config import ModelSettings, OptimSettings
 from distill.data.batches import TokenBatch
 from distill.errors import BadInput, Problem
-from distill.models.heads import project
+from distill.models.heads import Finish, hidden_states, project
 from distill.models.loading import load_model
+from distill.objectives.chunked import Evaluate, SumOverTokens, sum_over_hidden, sum_over_logits
+from distill.objectives.terms import LossTerms
 from distill.optim import parameter_groups, schedule
 from distill.topology import Topology
+
+AtStates = Callable[[Tensor], Tensor]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -114,6 +119,8 @@ class Engine:
             # The losses here read whole logits; a vocabulary-parallel head would return this rank's part only.
             ds_config["tensor_parallel"] = {"autotp_size": tp_size, "vocab_parallel_lm_head": False}
         self._ds = _freeze(model, ds_config) if optim is None else self._train(model, ds_config, optim)
+        self._at_states: AtStates = lambda states: states
+        self._stop_before_logits()
 
     def _train(
         self, model: PreTrainedModel, ds_config: dict[str, Any], optim: OptimSettings
@@ -137,11 +144,48 @@ class Engine:
         """The wrapped model."""
         return self._ds.module
 
-    def token_logits(self, batch: TokenBatch) -> Float[Tensor, "n vocab"]:
-        """Logits that predict every real response token, rows in order, N = number of those tokens."""
-        width = batch.response_ids.shape[1]
-        output = self._ds(**batch.model_inputs(), use_cache=False, logits_to_keep=width + 1)
-        return output.logits[:, :-1, : self.vocab][batch.response_mask]
+    def loss(self, batch: TokenBatch, of: Callable[[SumOverTokens], LossTerms]) -> LossTerms:
+        """What `of` makes of the response tokens of one forward, rows in order; it is given their sum over the head."""
+        found: list[LossTerms] = []
+
+        def at_head(states: Tensor) -> Tensor:
+            found.append(of(lambda evaluate: self.module.get_output_embeddings()(states, evaluate)))
+            return found[0].total
+
+        total = self._forward(batch, at_head)
+        return replace(found[0], total=total)
+
+    @torch.no_grad()
+    def hidden(self, batch: TokenBatch) -> Float[Tensor, "n hidden"]:
+        """Final hidden states that predict every real response token, rows in order, N = number of those tokens."""
+        return self._forward(batch, lambda states: states)
+
+    def _forward(self, batch: TokenBatch, at_head: AtStates) -> Tensor:
+        window, mask = slice(batch.prompt_ids.shape[1] - 1, -1), batch.response_mask
+        # Not an argument: DeepSpeed compares the arguments of tensor-parallel ranks, and pickles them for it.
+        self._at_states = lambda states: at_head(states[:, window][mask])
+        result: Tensor = self._ds(**batch.model_inputs())
+        return result
+
+    def _stop_before_logits(self) -> None:
+        """Let the model's forward hand its final hidden states to `_at_states`, and its head sum a loss over logits.
+
+        Both stay calls of DeepSpeed's hooked modules: that is how ZeRO-3 fetches the head once, in the forward, and how
+        the head's gradient finds its way to the shards, tied or not.
+        """
+        model, vocab = self.module, self.vocab
+        head, finish = model.get_output_embeddings(), Finish.of(model)
+
+        def forward(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+            return self._at_states(hidden_states(model, input_ids, attention_mask, position_ids))
+
+        def through_head(hidden: Tensor, evaluate: Evaluate) -> Tensor:
+            if type(head) is torch.nn.Linear:
+                return sum_over_hidden(hidden, head.weight, head.bias, vocab, finish, evaluate)
+            # Sharded by tensor parallelism: its own forward brings the parts together.
+            return sum_over_logits(finish.logits(type(head).forward(head, hidden)[..., :vocab]), evaluate)
+
+        model.forward, head.forward = forward, through_head
 
     @contextmanager
     def whole(self) -> Iterator[PreTrainedModel]:

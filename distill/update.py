@@ -8,7 +8,7 @@ from torch import Tensor
 from distill.config import MiniLLMSettings
 from distill.data.batches import Rollouts, TokenBatch
 from distill.engine import Engine
-from distill.objectives import Objective
+from distill.objectives import LossTerms, Objective
 from distill.objectives.supervised import plain_text_loss
 from distill.telemetry import Stopwatch
 from distill.topology import Topology
@@ -36,8 +36,7 @@ class Updater:
         sums: Sums = {}
         for batch in micro_batches:
             with self.watch.phase("forward"):
-                student_logits = self.student.token_logits(batch)
-                terms = self.objective.loss(student_logits, self._teacher_logits(batch), batch)
+                terms = self._terms(batch)
             with self.watch.phase("backward"):
                 self.student.accumulate(terms.total, tokens)
             _add(sums, terms.metrics | {"loss/total": terms.total.detach()}, tokens)
@@ -51,11 +50,16 @@ class Updater:
         figures = derive(self._reduce(sums))
         return figures | {"optim/grad_norm": grad_norm, "optim/lr": learning_rate, "tokens/response": float(tokens)}
 
-    def _teacher_logits(self, batch: TokenBatch) -> Tensor | None:
+    def _terms(self, batch: TokenBatch) -> LossTerms:
+        """The objective on one micro-batch; the teacher's part from the hidden states that the rollout left."""
         if self.teacher is None or not isinstance(batch, Rollouts) or batch.teacher_hidden is None:
-            return None
-        with self.teacher.head_gathered():
-            return self.teacher.head_logits(batch.teacher_hidden[batch.response_mask])
+            return self.student.loss(batch, lambda student: self.objective.loss(student, None, batch))
+        hidden, teacher = batch.teacher_hidden[batch.response_mask], self.teacher
+        with teacher.head_gathered():
+            return self.student.loss(
+                batch,
+                lambda student: self.objective.loss(student, lambda part: teacher.head_logits(hidden[part]), batch),
+            )
 
     def _plain_text(self, batches: Sequence[TokenBatch], sums: Sums) -> None:
         """Add lm_coef · L_PT, a mean over the plain-text tokens of the whole step."""
@@ -64,16 +68,21 @@ class Updater:
         assert self.teacher is not None
         tokens = self._count(batches)
         for batch in batches:
-            student_logits = self.student.token_logits(batch)
-            teacher_logits = None
-            if settings.lm_soft_weight > 0:
-                with torch.no_grad():
-                    teacher_logits = self.teacher.token_logits(batch)
-            targets = batch.response_ids[batch.response_mask]
-            terms = plain_text_loss(student_logits, teacher_logits, targets, settings.lm_soft_weight)
+            terms = self._plain_text_terms(batch, self.teacher, settings.lm_soft_weight)
             weighted = settings.lm_coef * terms.total
             self.student.accumulate(weighted, tokens)
             _add(sums, terms.metrics | {"loss/total": weighted.detach()}, tokens)
+
+    def _plain_text_terms(self, batch: TokenBatch, teacher: Engine, soft: float) -> LossTerms:
+        targets = batch.response_ids[batch.response_mask]
+        if soft == 0:
+            return self.student.loss(batch, lambda student: plain_text_loss(student, None, targets, 0.0))
+        hidden = teacher.hidden(batch)
+        with teacher.head_gathered():
+            return self.student.loss(
+                batch,
+                lambda student: plain_text_loss(student, lambda part: teacher.head_logits(hidden[part]), targets, soft),
+            )
 
     def _count(self, batches: Sequence[TokenBatch]) -> Tensor:
         """Response tokens of the whole optimizer step: over all micro-batches and replicas."""

@@ -1,6 +1,7 @@
 """How close the student's next-token distributions are to the teacher's, on given text."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 import torch
 from jaxtyping import Float
@@ -9,10 +10,12 @@ from tqdm import tqdm
 
 from distill.data.batches import TokenBatch
 from distill.engine import Engine
-from distill.objectives.chunked import CHUNK
 from distill.objectives.divergences import LogProbs, forward_kl, log_probabilities, reverse_kl
-from distill.objectives.supervised import soft_and_hard_cross_entropy
+from distill.objectives.supervised import plain_text_loss
 from distill.topology import Topology
+
+# Tokens whose logits live together.
+_CHUNK = 128
 
 Measure = Callable[[LogProbs, LogProbs], Float[Tensor, " n"]]
 """A figure of each token, from the student's and the teacher's log-probabilities."""
@@ -43,8 +46,10 @@ def compare(
     A rank may bring any number of tokens.
     """
     sums = torch.zeros(len(measures) + 1, dtype=torch.float64, device=topology.device)
-    with student.head_gathered(), teacher.head_gathered():
-        for h_q, h_p in zip(student_hidden.split(CHUNK), teacher_hidden.split(CHUNK), strict=True):
+    with ExitStack() as stack:
+        for engine in dict.fromkeys((student, teacher)):  # once, where a model is compared with itself
+            stack.enter_context(engine.head_gathered())
+        for h_q, h_p in zip(student_hidden.split(_CHUNK), teacher_hidden.split(_CHUNK), strict=True):
             log_q = log_probabilities(student.head_logits(h_q))
             log_p = log_probabilities(teacher.head_logits(h_p))
             figures = [measure(log_q, log_p).sum() for measure in measures.values()]
@@ -73,7 +78,7 @@ def mean_cross_entropy(student: Engine, batch: TokenBatch, micro_batch: int, top
     for rows in _progress(batch, micro_batch, topology):
         rows = rows.to(topology.device)
         targets = rows.response_ids[rows.response_mask]
-        total, _ = soft_and_hard_cross_entropy(student.token_logits(rows), None, targets, 0.0)
+        total = student.loss(rows, lambda sum_over: plain_text_loss(sum_over, None, targets, 0.0)).total  # noqa: B023
         sums += torch.stack([total, total.new_tensor(len(targets))])
     total, tokens = topology.sum_over_replicas(sums).tolist()
     return total / tokens

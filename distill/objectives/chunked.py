@@ -1,8 +1,8 @@
-"""Losses over [N, V] logits a few tokens at a time, with the gradient in closed form.
+"""Sums of per-token losses over the vocabulary, a few tokens at a time, with the gradient in closed form.
 
 Whole-vocabulary fp32 temporaries (log-probabilities, probabilities, their products, what autograd keeps of each) are
-many times the logits themselves. Here only one chunk of them lives at a time; what stays is the gradient, in the
-logits' own dtype.
+many times the logits themselves, and the logits are already more than all else a small model holds. Here only one
+chunk of either lives at a time, in both directions: the gradient goes on through the lm_head before the next chunk.
 """
 
 from collections.abc import Callable
@@ -12,28 +12,69 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK = 128
-"""Tokens whose fp32 temporaries live together."""
+from distill.models.heads import Finish
 
 Evaluate = Callable[[Float[Tensor, "c vocab"], slice], tuple[Float[Tensor, ""], Float[Tensor, "c vocab"]]]
 """From one chunk of logits and its place among the tokens: the sum of its losses, and their gradient."""
 
+SumOverTokens = Callable[[Evaluate], Float[Tensor, ""]]
+"""Σ of a per-token loss of the student over a micro-batch's tokens, differentiable once; 0 for no tokens."""
 
-def sum_over_tokens(logits: Float[Tensor, "n vocab"], evaluate: Evaluate) -> Float[Tensor, ""]:
-    """Σ of a per-token loss, differentiable once with respect to `logits`; 0 for no tokens."""
-    total: Tensor = _Chunked.apply(logits, evaluate)
+ChunkLogits = Callable[[slice], Float[Tensor, "c vocab"]]
+"""The teacher's logits at some of a micro-batch's tokens, without a gradient."""
+
+# Tokens whose fp32 temporaries live together. On a processor few enough to stay in its cache, …
+_CPU_ROWS, _ACCELERATOR_ROWS = 32, 1024
+# … and tokens that go through the lm_head together: enough for its matrix products to be worth their set-up.
+_HEAD_ROWS = {"cpu": 256}
+
+
+def sum_over_logits(logits: Float[Tensor, "n vocab"], evaluate: Evaluate) -> Float[Tensor, ""]:
+    """The sum from whole logits."""
+    total: Tensor = _OverLogits.apply(logits, evaluate)
     return total
 
 
-class _Chunked(torch.autograd.Function):
+def sum_over_hidden(
+    hidden: Float[Tensor, "n hidden"],
+    weight: Float[Tensor, "rows hidden"],
+    bias: Float[Tensor, " rows"] | None,
+    vocab: int,
+    finish: Finish,
+    evaluate: Evaluate,
+) -> Float[Tensor, ""]:
+    """The sum from final hidden states through an lm_head, whose first `vocab` rows are real tokens.
+
+    Rows beyond them (a padded vocabulary) take no part: no probability, no gradient. The weight's gradient is added
+    up in fp32 and rounded once.
+    """
+    total: Tensor = _OverHidden.apply(hidden, weight, bias, vocab, finish, evaluate)
+    return total
+
+
+def _accumulator(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def _evaluate_in_rows(
+    logits: Tensor, first: int, evaluate: Evaluate, gradient: Tensor, take: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Σ over `logits`, whose first token has place `first`; `gradient` is filled with what `take` makes of it."""
+    total = logits.new_zeros((), dtype=_accumulator(logits))
+    rows = _CPU_ROWS if logits.device.type == "cpu" else _ACCELERATOR_ROWS
+    for start in range(0, len(logits), rows):
+        part = slice(start, min(start + rows, len(logits)))
+        value, slope = evaluate(logits[part], slice(first + part.start, first + part.stop))
+        gradient[part] = take(slope, logits[part])
+        total += value
+    return total
+
+
+class _OverLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, evaluate: Evaluate) -> Tensor:
         gradient = torch.empty_like(logits)
-        total = logits.new_zeros((), dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
-        for start in range(0, len(logits), CHUNK):
-            tokens = slice(start, min(start + CHUNK, len(logits)))
-            value, gradient[tokens] = evaluate(logits[tokens], tokens)
-            total += value
+        total = _evaluate_in_rows(logits, 0, evaluate, gradient, lambda slope, _: slope)
         ctx.save_for_backward(gradient)
         return total
 
@@ -41,3 +82,47 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[0].to(gradient.dtype), None
+
+
+class _OverHidden(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        vocab: int,
+        finish: Finish,
+        evaluate: Evaluate,
+    ) -> Tensor:
+        dtype = _accumulator(hidden)
+        total = hidden.new_zeros((), dtype=dtype)
+        wanted = any(ctx.needs_input_grad)
+        real, real_bias = weight[:vocab], None if bias is None else bias[:vocab]
+        hidden_slope = torch.empty_like(hidden) if wanted else None
+        weight_slope = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
+        bias_slope = torch.zeros_like(bias, dtype=dtype) if bias is not None and ctx.needs_input_grad[2] else None
+        rows = _HEAD_ROWS.get(hidden.device.type, _ACCELERATOR_ROWS)
+        for start in range(0, len(hidden), rows):
+            states = hidden[start : start + rows]
+            logits = finish.logits(torch.nn.functional.linear(states, real, real_bias))
+            gradient = torch.empty_like(logits)
+            total += _evaluate_in_rows(logits, start, evaluate, gradient, finish.pull_back)
+            if hidden_slope is not None:
+                torch.mm(gradient, real, out=hidden_slope[start : start + rows])
+            if weight_slope is not None:
+                weight_slope[:vocab] += gradient.T @ states
+            if bias_slope is not None:
+                bias_slope[:vocab] += gradient.sum(0, dtype=dtype)
+        ctx.slopes = hidden_slope, weight_slope, bias_slope
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = []
+        for slope, dtype in zip(ctx.slopes, ctx.dtypes, strict=True):
+            # Rounded while it is scaled: a second fp32 copy of the weight's slope would be the largest tensor here.
+            scaled = None if slope is None else torch.empty_like(slope, dtype=dtype)
+            gradients.append(scaled if slope is None else torch.mul(slope, upstream[0].to(slope.dtype), out=scaled))
+        return (*gradients, None, None, None)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distill.config import MiniLLMSettings
 from distill.data.batches import Rollouts, TokenBatch
-from distill.objectives.chunked import sum_over_tokens
+from distill.objectives.chunked import ChunkLogits, SumOverTokens
 from distill.objectives.divergences import entropy, log_probabilities, reverse_kl, reverse_kl_gradient
 from distill.objectives.returns import reward_to_go, token_rewards, whiten
 from distill.objectives.supervised import cross_entropy
@@ -61,14 +61,14 @@ class MiniLLM:
         s = self.settings
         return token_rewards(batch.teacher_logprobs, batch.behavior_logprobs, s.reward_scale, s.reward_clip)
 
-    def loss(self, student_logits: Tensor, teacher_logits: Tensor | None, batch: TokenBatch) -> LossTerms:
+    def loss(self, student: SumOverTokens, teacher: ChunkLogits | None, batch: TokenBatch) -> LossTerms:
         """Σ_t of the clipped policy gradient (Eq. 3, Long) and of the exact KL(q_t‖p_t) (Eq. 3, Single).
 
         ∂Single/∂logit_v = q_v (d_v − KL) with d = log q − log p, and ∂Long/∂logit_v = slope · (1[v = y] − q_v).
         """
         assert isinstance(batch, Rollouts)
         assert batch.advantages is not None
-        assert teacher_logits is not None
+        assert teacher is not None
         s, mask = self.settings, batch.response_mask
         targets, behavior = batch.response_ids[mask], batch.behavior_logprobs[mask]
         weights, advantages = batch.importance_weights[mask], batch.advantages[mask].detach()
@@ -76,8 +76,7 @@ class MiniLLM:
         metrics: dict[str, Tensor] = {"reward/mean": self._rewards(batch)[mask].sum()}
 
         def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-            assert teacher_logits is not None
-            log_q, log_p = log_probabilities(logits), log_probabilities(teacher_logits[tokens])
+            log_q, log_p = log_probabilities(logits), log_probabilities(teacher(tokens))
             q, y = log_q.exp(), targets[tokens]
             divergence = reverse_kl(log_q, log_p)
             logprobs = -cross_entropy(log_q, y)
@@ -104,5 +103,5 @@ class MiniLLM:
                 metrics[name] = metrics.get(name, 0.0) + values.sum()
             return total, gradient
 
-        total = sum_over_tokens(student_logits, evaluate)
+        total = student(evaluate)
         return LossTerms(total, metrics)

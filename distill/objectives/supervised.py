@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.data.batches import TokenBatch
-from distill.objectives.chunked import sum_over_tokens
+from distill.objectives.chunked import ChunkLogits, SumOverTokens
 from distill.objectives.divergences import entropy, log_probabilities
 from distill.objectives.terms import LossTerms, Reduce
 
@@ -18,8 +18,8 @@ def cross_entropy(logprobs: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]
 
 
 def soft_and_hard_cross_entropy(
-    student_logits: Float[Tensor, "n vocab"],
-    teacher_logits: Float[Tensor, "n vocab"] | None,
+    student: SumOverTokens,
+    teacher: ChunkLogits | None,
     targets: Int[Tensor, " n"],
     soft_weight: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -27,7 +27,7 @@ def soft_and_hard_cross_entropy(
 
     ∂/∂logits = q − ((1 − s)·onehot + s·p).
     """
-    soft = soft_weight if teacher_logits is not None else 0.0
+    soft = soft_weight if teacher is not None else 0.0
     entropies: list[Tensor] = []
 
     def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
@@ -35,25 +35,25 @@ def soft_and_hard_cross_entropy(
         gradient = log_q.exp()
         gradient[torch.arange(len(logits)), targets[tokens]] -= 1 - soft
         loss = (1 - soft) * cross_entropy(log_q, targets[tokens]).sum()
-        if soft and teacher_logits is not None:
-            p = log_probabilities(teacher_logits[tokens]).exp()
+        if soft and teacher is not None:
+            p = log_probabilities(teacher(tokens)).exp()
             loss = loss - soft * (p * log_q).sum()
             gradient -= soft * p
         entropies.append(entropy(log_q).sum())
         return loss, gradient
 
-    total = sum_over_tokens(student_logits, evaluate)
+    total = student(evaluate)
     return total, torch.stack(entropies).sum()
 
 
 def plain_text_loss(
-    student_logits: Float[Tensor, "n vocab"],
-    teacher_logits: Float[Tensor, "n vocab"] | None,
+    student: SumOverTokens,
+    teacher: ChunkLogits | None,
     targets: Int[Tensor, " n"],
     soft_weight: float,
 ) -> LossTerms:
     """L_PT summed over tokens: CE on plain text, a share of it as soft cross-entropy to the teacher."""
-    total, _ = soft_and_hard_cross_entropy(student_logits, teacher_logits, targets, soft_weight)
+    total, _ = soft_and_hard_cross_entropy(student, teacher, targets, soft_weight)
     return LossTerms(total, {"loss/lm": total.detach()})
 
 
@@ -67,8 +67,8 @@ class Sft:
         """Nothing to prepare."""
         return micro_batches
 
-    def loss(self, student_logits: Tensor, teacher_logits: Tensor | None, batch: TokenBatch) -> LossTerms:
+    def loss(self, student: SumOverTokens, teacher: ChunkLogits | None, batch: TokenBatch) -> LossTerms:
         """Σ −log q(y_t | y_<t, x) over the responses."""
         targets = batch.response_ids[batch.response_mask]
-        total, student_entropy = soft_and_hard_cross_entropy(student_logits, None, targets, 0.0)
+        total, student_entropy = soft_and_hard_cross_entropy(student, None, targets, 0.0)
         return LossTerms(total, {"loss/sft": total.detach(), "student/entropy": student_entropy})

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.data.batches import TokenBatch
+from distill.objectives.chunked import ChunkLogits, SumOverTokens
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over the data-parallel ranks."""
@@ -23,7 +24,7 @@ class LossTerms:
 
 
 class Objective(Protocol):
-    """A loss on micro-batches. Logits are [N, V] at the real response tokens only, in row order."""
+    """A loss on micro-batches. Its tokens are the real response tokens only, in row order."""
 
     on_policy: bool
     needs_teacher: bool
@@ -32,11 +33,6 @@ class Objective(Protocol):
         """What must be known of the whole optimizer step before its first micro-batch."""
         ...
 
-    def loss(
-        self,
-        student_logits: Float[Tensor, "n vocab"],
-        teacher_logits: Float[Tensor, "n vocab"] | None,
-        batch: TokenBatch,
-    ) -> LossTerms:
-        """Sum of the per-token losses of one micro-batch."""
+    def loss(self, student: SumOverTokens, teacher: ChunkLogits | None, batch: TokenBatch) -> LossTerms:
+        """Sum of the per-token losses of one micro-batch; `student` is called once, with a closed form of them."""
         ...

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distill.config import MiniLLMSettings
 from distill.data.batches import Rollouts
+from distill.objectives.chunked import SumOverTokens, sum_over_logits
 from distill.objectives.minillm import MiniLLM
 from distill.objectives.returns import reward_to_go, token_rewards, whiten
 from distill.objectives.supervised import plain_text_loss
@@ -40,6 +41,11 @@ def random_rollouts(rows: int = 5, width: int = 7, vocab: int = 11, seed: int = 
     )
     tokens = int(lengths.sum())
     return rollouts, 2 * normal(tokens, vocab), 2 * normal(tokens, vocab)
+
+
+def over(logits: Tensor) -> SumOverTokens:
+    """The student's side of a loss, from whole logits."""
+    return lambda evaluate: sum_over_logits(logits, evaluate)
 
 
 def naive_advantages(batches: list[Rollouts], s: MiniLLMSettings) -> list[list[list[float]]]:
@@ -122,7 +128,7 @@ def test_loss_equals_naive_loop(preset: str, change: dict[str, object]) -> None:
         for i, row in enumerate(table):
             assert got.advantages[i, : len(row)].tolist() == pytest.approx(row, abs=1e-9)
             assert got.advantages[i, len(row) :].abs().sum() == 0
-    terms = objective.loss(student, teacher, prepared[0])
+    terms = objective.loss(over(student), teacher.__getitem__, prepared[0])
     assert float(terms.total) == pytest.approx(naive_loss(batch, student, teacher, expected[0], settings), rel=1e-9)
 
 
@@ -132,7 +138,9 @@ def test_gradient_equals_finite_differences(preset: str) -> None:
     batch, student, teacher = random_rollouts(rows=3, width=4, vocab=5)
     (prepared,) = objective.prepare([batch], lambda value: value)
     student.requires_grad_()
-    assert torch.autograd.gradcheck(lambda logits: objective.loss(logits, teacher, prepared).total, (student,))
+    assert torch.autograd.gradcheck(
+        lambda logits: objective.loss(over(logits), teacher.__getitem__, prepared).total, (student,)
+    )
 
 
 def test_teacher_and_advantages_carry_no_gradient() -> None:
@@ -142,7 +150,7 @@ def test_teacher_and_advantages_carry_no_gradient() -> None:
     prepared.advantages.requires_grad_()
     student.requires_grad_()
     teacher.requires_grad_()
-    objective.loss(student, teacher, prepared).total.backward()
+    objective.loss(over(student), teacher.__getitem__, prepared).total.backward()
     assert teacher.grad is None
     assert prepared.advantages.grad is None
     assert student.grad.abs().sum() > 0
@@ -181,7 +189,7 @@ def test_expected_gradient_is_that_of_the_sequence_kl() -> None:
             ended=torch.ones(1, dtype=torch.bool),
         )
         (prepared,) = objective.prepare([rollout], lambda value: value)
-        total = objective.loss(table[rows], teacher[rows], prepared).total
+        total = objective.loss(over(table[rows]), teacher[rows].__getitem__, prepared).total
         surrogate = surrogate + probability.detach() * total
     (expected,) = torch.autograd.grad(kl, table, retain_graph=True)
     (got,) = torch.autograd.grad(surrogate, table)
@@ -228,7 +236,7 @@ def test_whitening_over_tokens_does_not_see_the_split_or_the_padding() -> None:
 def test_plain_text_loss_equals_naive_loop(soft: float) -> None:
     _, student, teacher = random_rollouts()
     targets = torch.arange(len(student)) % student.shape[1]
-    got = plain_text_loss(student, teacher, targets, soft).total
+    got = plain_text_loss(over(student), teacher.__getitem__, targets, soft).total
     expected = 0.0
     for n, target in enumerate(targets.tolist()):
         q, p = _softmax(student[n].tolist()), _softmax(teacher[n].tolist())

@@ -1,0 +1,171 @@
+"""Sums through the lm_head, chunk by chunk, against autograd over whole logits: values, gradients, odd heads."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import tiny_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from distill.models.heads import Finish, project
+from distill.objectives import chunked
+from distill.objectives.chunked import Evaluate, sum_over_hidden, sum_over_logits
+from distill.objectives.divergences import kl, log_probabilities, reverse_kl, reverse_kl_gradient
+
+HEADS = {
+    "plain": Finish(),
+    "scaled": Finish(scale=0.25),
+    "capped": Finish(cap=1.5),
+    "scaled and capped": Finish(scale=3.0, cap=2.0),
+}
+
+
+def reverse_kl_to(teacher: Tensor) -> Evaluate:
+    """Σ KL(q‖p) with its gradient in closed form, as the objectives write it."""
+
+    def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+        log_q, log_p = log_probabilities(logits), log_probabilities(teacher[tokens])
+        divergence = reverse_kl(log_q, log_p)
+        return divergence.sum(), reverse_kl_gradient(log_q.exp(), log_q, log_p, divergence)
+
+    return evaluate
+
+
+def problem(
+    tokens: int, hidden: int, rows: int, vocab: int, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, head weight, bias and the teacher's logits."""
+    g = torch.Generator().manual_seed(seed)
+    h, w, b, z = (
+        torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+        for shape in ((tokens, hidden), (rows, hidden), (rows,), (tokens, vocab))
+    )
+    return h.requires_grad_(), w.requires_grad_(), b.requires_grad_(), z
+
+
+def plain(h: Tensor, w: Tensor, b: Tensor | None, vocab: int, finish: Finish, teacher: Tensor) -> Tensor:
+    """The same sum by autograd from whole logits."""
+    product = torch.nn.functional.linear(h, w, b)[:, :vocab]
+    logits = product * finish.scale
+    if finish.cap:
+        logits = finish.cap * torch.tanh(logits / finish.cap)
+    return kl(log_probabilities(logits), log_probabilities(teacher)).sum()
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    def choose(head_rows: int, rows: int) -> None:
+        monkeypatch.setattr(chunked, "_HEAD_ROWS", {"cpu": head_rows})
+        monkeypatch.setattr(chunked, "_CPU_ROWS", rows)
+
+    return choose
+
+
+@pytest.mark.parametrize("finish", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("chunks", [(1, 1), (3, 2), (100, 100)], ids=str)
+def test_values_and_gradients_are_those_of_whole_logits(
+    finish: Finish, with_bias: bool, chunks: tuple[int, int], small_chunks: Callable
+) -> None:
+    small_chunks(*chunks)
+    vocab = 9  # of 11 rows: the last two are padding
+    h, w, b, teacher = problem(tokens=7, hidden=4, rows=11, vocab=vocab)
+    inputs = (h, w, b) if with_bias else (h, w)
+    bias = b if with_bias else None
+    got = sum_over_hidden(h, w, bias, vocab, finish, reverse_kl_to(teacher))
+    expected = plain(h, w, bias, vocab, finish, teacher)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    ours = torch.autograd.grad(0.3 * got, inputs)
+    theirs = torch.autograd.grad(0.3 * expected, inputs)
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-12)
+    assert ours[1][vocab:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("finish", HEADS.values(), ids=HEADS)
+def test_gradients_equal_finite_differences(finish: Finish) -> None:
+    h, w, b, teacher = problem(tokens=3, hidden=2, rows=5, vocab=4)
+    evaluate = reverse_kl_to(teacher)
+    assert torch.autograd.gradcheck(lambda *inputs: sum_over_hidden(*inputs, 4, finish, evaluate), (h, w, b))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(0, 70),
+    hidden=st.integers(1, 5),
+    vocab=st.integers(2, 40),
+    padding=st.integers(0, 3),
+    seed=st.integers(0, 9),
+)
+def test_any_shape(tokens: int, hidden: int, vocab: int, padding: int, seed: int) -> None:
+    h, w, _, teacher = problem(tokens, hidden, vocab + padding, vocab, seed=seed)
+    got = sum_over_hidden(h, w, None, vocab, Finish(), reverse_kl_to(teacher))
+    expected = plain(h, w, None, vocab, Finish(), teacher)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    for mine, reference in zip(torch.autograd.grad(got, (h, w)), torch.autograd.grad(expected, (h, w)), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str)
+def test_error_against_fp64(dtype: torch.dtype, tolerance: float) -> None:
+    """The same rounded inputs, so that only the arithmetic is judged."""
+    h, w, _, teacher = problem(tokens=300, hidden=32, rows=500, vocab=500, dtype=dtype)
+    with torch.no_grad():
+        w /= 32**0.5 / 2  # logits of standard deviation 2, as a trained head gives
+    got = sum_over_hidden(h, w, None, 500, Finish(), reverse_kl_to(teacher))
+    exact_inputs = [t.detach().double().requires_grad_() for t in (h, w)]
+    expected = plain(*exact_inputs, None, 500, Finish(), teacher.double())
+    assert float((got.double() - expected).abs() / expected) < tolerance
+    exact = torch.autograd.grad(expected, exact_inputs)
+    for mine, reference in zip(torch.autograd.grad(got, (h, w)), exact, strict=True):
+        assert float((mine.double() - reference).norm() / reference.norm()) < tolerance
+
+
+def test_a_tied_weight_gets_both_gradients() -> None:
+    h, w, _, teacher = problem(tokens=6, hidden=4, rows=8, vocab=8)
+    ids = torch.tensor([0, 3, 3, 7, 1, 2])
+    got = sum_over_hidden(w[ids] * h, w, None, 8, Finish(), reverse_kl_to(teacher))
+    expected = plain(w[ids] * h, w, None, 8, Finish(), teacher)
+    torch.testing.assert_close(torch.autograd.grad(got, w)[0], torch.autograd.grad(expected, w)[0])
+
+
+def test_no_gradient_is_made_where_none_is_asked_for() -> None:
+    h, w, _, teacher = problem(tokens=4, hidden=3, rows=6, vocab=6)
+    with torch.no_grad():
+        got = sum_over_hidden(h, w, None, 6, Finish(), reverse_kl_to(teacher))
+    torch.testing.assert_close(got, plain(h, w, None, 6, Finish(), teacher).detach())
+    assert not got.requires_grad
+
+
+@pytest.mark.parametrize("extreme", [1e4, -1e4])
+def test_extreme_logits_stay_finite(extreme: float) -> None:
+    logits = torch.zeros(3, 5)
+    logits[0, 2] = extreme
+    logits[1, 1:] = -torch.inf  # one-hot
+    logits[2, 3] = -torch.inf
+    logits.requires_grad_()
+    teacher = torch.zeros(3, 5)
+    teacher[1, 1:] = -1e4
+    total = sum_over_logits(logits, reverse_kl_to(teacher))
+    assert bool(total.isfinite())
+    (gradient,) = torch.autograd.grad(total, logits)
+    assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("changes", [{}, {"logits_scaling": 4.0}, {"final_logit_softcapping": 0.5}], ids=str)
+def test_project_and_the_sum_see_the_same_logits(changes: dict[str, float]) -> None:
+    model = tiny_llama(12, 1, seed=0)
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    hidden = torch.randn(4, 32)
+    seen: list[Tensor] = []
+
+    def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+        seen.append(logits.detach().clone())
+        return logits.sum(), torch.ones_like(logits)
+
+    weight = model.get_output_embeddings().weight
+    sum_over_hidden(hidden, weight, None, 10, Finish.of(model), evaluate)
+    torch.testing.assert_close(torch.cat(seen), project(model, hidden, 10).detach())
