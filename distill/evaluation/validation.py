@@ -28,8 +28,8 @@ class Validation:
         self.tokenizer, self.topology = tokenizer, topology
         self.records = InstructionRecords(config.data.valid, "data.valid")
         self.share = share(min(len(self.records), config.evaluation.prompts), topology)
-        # The student writes alone; the teacher scores what it wrote.
-        alone = config.rollout.model_copy(update={"alpha": 0.0})
+        # The student as it will be used: alone, at temperature 1. The teacher only scores what it wrote.
+        alone = config.rollout.model_copy(update={"alpha": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0})
         self.worker = RolloutWorker(student, teacher, alone, eos_ids, config.run.seed, topology, keep_hidden=True)
 
     def run(self) -> tuple[dict[str, float], float]:

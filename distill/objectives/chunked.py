@@ -5,7 +5,7 @@ many times the logits themselves, and the logits are already more than all else 
 chunk of either lives at a time, in both directions: the gradient goes on through the lm_head before the next chunk.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,9 +24,38 @@ ChunkLogits = Callable[[slice], Float[Tensor, "c vocab"]]
 """The teacher's logits at some of a micro-batch's tokens, without a gradient."""
 
 # Tokens whose fp32 temporaries live together. On a processor few enough to stay in its cache, …
-_CPU_ROWS, _ACCELERATOR_ROWS = 32, 1024
+_CPU_ROWS, _ACCELERATOR_ROWS = 16, 1024
 # … and tokens that go through the lm_head together: enough for its matrix products to be worth their set-up.
-_HEAD_ROWS = {"cpu": 256}
+_HEAD_ROWS = {"cpu": 128}
+# Rows of the weight's slope whose product is made before it is added: a whole one would be as large as the weight.
+_SLOPE_ROWS = 16384
+
+
+def chunks(tokens: int, device: torch.device) -> Iterator[slice]:
+    """The places of `tokens` tokens, a chunk at a time."""
+    rows = _CPU_ROWS if device.type == "cpu" else _ACCELERATOR_ROWS
+    return (slice(start, min(start + rows, tokens)) for start in range(0, tokens, rows))
+
+
+def _head_rows(device: torch.device) -> int:
+    return _HEAD_ROWS.get(device.type, _ACCELERATOR_ROWS)
+
+
+class HiddenLogits:
+    """`ChunkLogits` from hidden states: a block of tokens goes through the lm_head together, the next replaces it."""
+
+    def __init__(self, hidden: Float[Tensor, "n hidden"], head: Callable[[Tensor], Tensor]):
+        self._hidden, self._head = hidden, head
+        self._block, self._first = hidden[:0], 0
+
+    def __call__(self, tokens: slice) -> Float[Tensor, "c vocab"]:
+        """Logits of these tokens; they must lie within one block, as every sum here asks for them."""
+        rows = _head_rows(self._hidden.device)
+        first = tokens.start // rows * rows
+        if not len(self._block) or first != self._first:
+            del self._block
+            self._block, self._first = self._head(self._hidden[first : first + rows]), first
+        return self._block[tokens.start - first : tokens.stop - first]
 
 
 def sum_over_logits(logits: Float[Tensor, "n vocab"], evaluate: Evaluate) -> Float[Tensor, ""]:
@@ -61,9 +90,7 @@ def _evaluate_in_rows(
 ) -> Tensor:
     """Σ over `logits`, whose first token has place `first`; `gradient` is filled with what `take` makes of it."""
     total = logits.new_zeros((), dtype=_accumulator(logits))
-    rows = _CPU_ROWS if logits.device.type == "cpu" else _ACCELERATOR_ROWS
-    for start in range(0, len(logits), rows):
-        part = slice(start, min(start + rows, len(logits)))
+    for part in chunks(len(logits), logits.device):
         value, slope = evaluate(logits[part], slice(first + part.start, first + part.stop))
         gradient[part] = take(slope, logits[part])
         total += value
@@ -102,7 +129,7 @@ class _OverHidden(torch.autograd.Function):
         hidden_slope = torch.empty_like(hidden) if wanted else None
         weight_slope = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
         bias_slope = torch.zeros_like(bias, dtype=dtype) if bias is not None and ctx.needs_input_grad[2] else None
-        rows = _HEAD_ROWS.get(hidden.device.type, _ACCELERATOR_ROWS)
+        rows = _head_rows(hidden.device)
         for start in range(0, len(hidden), rows):
             states = hidden[start : start + rows]
             logits = finish.logits(torch.nn.functional.linear(states, real, real_bias))
@@ -111,7 +138,9 @@ class _OverHidden(torch.autograd.Function):
             if hidden_slope is not None:
                 torch.mm(gradient, real, out=hidden_slope[start : start + rows])
             if weight_slope is not None:
-                weight_slope[:vocab] += gradient.T @ states
+                for first in range(0, vocab, _SLOPE_ROWS):
+                    block = slice(first, min(first + _SLOPE_ROWS, vocab))
+                    weight_slope[block] += gradient[:, block].T @ states
             if bias_slope is not None:
                 bias_slope[:vocab] += gradient.sum(0, dtype=dtype)
         ctx.slopes = hidden_slope, weight_slope, bias_slope

@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.config import MiniLLMSettings
 from distill.data.batches import Rollouts, TokenBatch
 from distill.objectives.chunked import ChunkLogits, SumOverTokens
-from distill.objectives.divergences import entropy, log_probabilities, reverse_kl, reverse_kl_gradient
+from distill.objectives.divergences import entropy, log_probabilities, reverse_kl_parts
 from distill.objectives.returns import reward_to_go, token_rewards, whiten
 from distill.objectives.supervised import cross_entropy
 from distill.objectives.terms import LossTerms, Reduce
@@ -77,24 +77,27 @@ class MiniLLM:
 
         def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
             log_q, log_p = log_probabilities(logits), log_probabilities(teacher(tokens))
-            q, y = log_q.exp(), targets[tokens]
-            divergence = reverse_kl(log_q, log_p)
+            y = targets[tokens]
+            q, difference, divergence = reverse_kl_parts(log_q, log_p)
             logprobs = -cross_entropy(log_q, y)
             long, slope = clipped_policy_gradient(
                 logprobs, behavior[tokens], weights[tokens], advantages[tokens], s.ratio_clip
             )
             single = single_weights[tokens] * divergence
-            gradient = -slope[:, None] * q
-            gradient[torch.arange(len(y)), y] += slope
             total = long.sum()
             if s.single_step:
                 total = total + single.sum()
-                gradient += single_weights[tokens, None] * reverse_kl_gradient(q, log_q, log_p, divergence)
+                # Both terms have the factor q: w · (d − KL) − slope, in the buffer of d.
+                gradient = difference.sub_(divergence[:, None]).mul_(single_weights[tokens, None])
+                gradient.sub_(slope[:, None]).mul_(q)
+            else:
+                gradient = -slope[:, None] * q
+            gradient[torch.arange(len(y)), y] += slope
             sums = {
                 "loss/long": long,
                 "loss/single": single,
                 "student/reverse_kl": divergence,
-                "student/entropy": entropy(log_q),
+                "student/entropy": entropy(log_q, q),
                 "teacher/entropy": entropy(log_p),
                 "policy/clip_fraction": (slope == 0).float(),
                 "policy/approx_kl_to_behavior": behavior[tokens] - logprobs,

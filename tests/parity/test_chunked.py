@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.models.heads import Finish, project
 from distill.objectives import chunked
 from distill.objectives.chunked import Evaluate, sum_over_hidden, sum_over_logits
-from distill.objectives.divergences import kl, log_probabilities, reverse_kl, reverse_kl_gradient
+from distill.objectives.divergences import kl, log_probabilities, reverse_kl_parts
 
 HEADS = {
     "plain": Finish(),
@@ -27,8 +27,8 @@ def reverse_kl_to(teacher: Tensor) -> Evaluate:
 
     def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         log_q, log_p = log_probabilities(logits), log_probabilities(teacher[tokens])
-        divergence = reverse_kl(log_q, log_p)
-        return divergence.sum(), reverse_kl_gradient(log_q.exp(), log_q, log_p, divergence)
+        q, difference, divergence = reverse_kl_parts(log_q, log_p)
+        return divergence.sum(), q * (difference - divergence[:, None])
 
     return evaluate
 
