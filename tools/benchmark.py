@@ -23,7 +23,8 @@ from torch import Tensor
 from distill.console import positive
 from distill.models.heads import Finish
 from distill.objectives.chunked import HiddenLogits, sum_over_hidden
-from distill.objectives.divergences import kl, log_probabilities, reverse_kl_parts
+from distill.objectives.closed_forms import reverse_kl
+from distill.objectives.divergences import kl, log_probabilities
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 """Hidden states and head of the student, then of the teacher."""
@@ -54,8 +55,8 @@ def fused(h_q: Tensor, w_q: Tensor, h_p: Tensor, w_p: Tensor) -> Tensor:
 
     def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         log_q, log_p = log_probabilities(logits), log_probabilities(teacher(tokens))
-        q, difference, divergence = reverse_kl_parts(log_q, log_p)
-        return divergence.sum(), difference.sub_(divergence[:, None]).mul_(q)
+        value, gradient = reverse_kl(log_q, log_p)
+        return value.sum(), gradient
 
     return sum_over_hidden(h_q, w_q, None, len(w_q), Finish(), evaluate)
 

@@ -1,4 +1,10 @@
-"""Divergences between next-token distributions given as log-probabilities, exact over the vocabulary."""
+"""Divergences between next-token distributions given as log-probabilities, exact over the vocabulary.
+
+The plain form of each, differentiable by autograd: what `closed_forms.py` is proven against, and what evaluation reads.
+`student` is log q [N, V] and `teacher` log p [N, V]; gradients flow to the student only, and each gives nats a token.
+"""
+
+import math
 
 import torch
 from jaxtyping import Float
@@ -13,9 +19,9 @@ def log_probabilities(logits: Float[Tensor, "n vocab"]) -> LogProbs:
 
 
 def kl(first: LogProbs, second: LogProbs) -> Float[Tensor, " n"]:
-    """KL(first ‖ second) = Σ_v first_v · (log first_v − log second_v) at each position, in nats.
+    """KL(first ‖ second) = Σ_v first_v · (log first_v − log second_v) at each position.
 
-    Gradients flow to both arguments; detach the teacher. A token that `first` rules out (−inf) adds nothing.
+    Gradients flow to both arguments. A token that `first` rules out (−inf) adds nothing.
     """
     ruled_out = first == -torch.inf
     # Masked before the product: 0 · inf would be NaN in the value and in the gradient.
@@ -24,25 +30,67 @@ def kl(first: LogProbs, second: LogProbs) -> Float[Tensor, " n"]:
 
 
 def reverse_kl(student: LogProbs, teacher: LogProbs) -> Float[Tensor, " n"]:
-    """KL(q‖p), gradient to the student only, through both factors of q log q (Eq. 3, Single)."""
+    """KL(q‖p), through both factors of q log q (MiniLLM's Single, Eq. 3)."""
     return kl(student, teacher.detach())
 
 
-def reverse_kl_parts(
-    student: LogProbs, teacher: LogProbs
-) -> tuple[Float[Tensor, "n vocab"], Float[Tensor, "n vocab"], Float[Tensor, " n"]]:
-    """q, d = log q − log p (0 where q rules a token out) and KL(q‖p) = Σ_v q_v d_v, in as few passes as it takes.
-
-    The closed form of the gradient follows: ∂KL/∂logit_v = q_v (d_v − KL).
-    """
-    q = student.exp()
-    difference = torch.where(student == -torch.inf, 0.0, student - teacher)
-    return q, difference, torch.linalg.vecdot(q, difference)
-
-
 def forward_kl(student: LogProbs, teacher: LogProbs) -> Float[Tensor, " n"]:
-    """KL(p‖q), gradient to the student only."""
+    """KL(p‖q)."""
     return kl(teacher.detach(), student)
+
+
+def mix(first: LogProbs, second: LogProbs, share: float) -> LogProbs:
+    """log(share · first + (1 − share) · second), for a share within (0, 1)."""
+    return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
+
+
+def jsd(student: LogProbs, teacher: LogProbs, beta: float) -> Float[Tensor, " n"]:
+    """β KL(p‖m) + (1 − β) KL(q‖m) with m = βp + (1 − β)q (GKD, arXiv 2306.13649).
+
+    β = 0 means forward KL and β = 1 reverse KL, the limits of JSD/β and JSD/(1 − β).
+    """
+    if beta in (0, 1):
+        return reverse_kl(student, teacher) if beta else forward_kl(student, teacher)
+    teacher = teacher.detach()
+    mixture = mix(teacher, student, beta)
+    return beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture)
+
+
+def skew_kl(student: LogProbs, teacher: LogProbs, alpha: float) -> Float[Tensor, " n"]:
+    """KL(p ‖ αp + (1 − α)q) (DistiLLM, arXiv 2402.03898); α = 0 is forward KL."""
+    teacher = teacher.detach()
+    return kl(teacher, mix(teacher, student, alpha) if alpha else student)
+
+
+def skew_rkl(student: LogProbs, teacher: LogProbs, alpha: float) -> Float[Tensor, " n"]:
+    """KL(q ‖ (1 − α)p + αq) (DistiLLM, arXiv 2402.03898); α = 0 is reverse KL."""
+    teacher = teacher.detach()
+    return kl(student, mix(student, teacher, alpha) if alpha else teacher)
+
+
+def tvd(student: LogProbs, teacher: LogProbs) -> Float[Tensor, " n"]:
+    """Total variation distance, ½ Σ_v |p_v − q_v|, within [0, 1]."""
+    return (teacher.detach().exp() - student.exp()).abs().sum(-1) / 2
+
+
+def akl(student: LogProbs, teacher: LogProbs, mu: float) -> Float[Tensor, " n"]:
+    """Adaptive KL (arXiv 2404.02657): head share · KL(p‖q) + tail share · KL(q‖p).
+
+    The head is the teacher's likeliest tokens up to probability μ; a part's share is its share of Σ_v |p_v − q_v|,
+    taken as a constant.
+    """
+    share = akl_head_share(student.detach().exp(), teacher.detach().exp(), mu)
+    return share * forward_kl(student, teacher) + (1 - share) * reverse_kl(student, teacher)
+
+
+def akl_head_share(q: Float[Tensor, "n vocab"], p: Float[Tensor, "n vocab"], mu: float) -> Float[Tensor, " n"]:
+    """The head's share of the gap between the models; ½ where there is no gap."""
+    gap = (p - q).abs()
+    ordered, order = p.sort(dim=-1, descending=True)
+    # The token that reaches μ still belongs to the head.
+    in_head = ordered.cumsum(-1) - ordered < mu
+    head, total = (gap.gather(-1, order) * in_head).sum(-1), gap.sum(-1)
+    return torch.where(total > 0, head / total.clamp_min(torch.finfo(total.dtype).tiny), 0.5)
 
 
 def entropy(logprobs: LogProbs, probabilities: Float[Tensor, "n vocab"] | None = None) -> Float[Tensor, " n"]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from distill.config import MiniLLMSettings
 from distill.data.batches import Rollouts, TokenBatch
 from distill.objectives.chunked import ChunkLogits, SumOverTokens
-from distill.objectives.divergences import entropy, log_probabilities, reverse_kl_parts
+from distill.objectives.closed_forms import reverse_kl_parts
+from distill.objectives.divergences import entropy, log_probabilities
 from distill.objectives.returns import reward_to_go, token_rewards, whiten
 from distill.objectives.supervised import cross_entropy
 from distill.objectives.terms import LossTerms, Reduce

@@ -12,7 +12,8 @@ from torch import Tensor
 from distill.models.heads import Finish, project
 from distill.objectives import chunked
 from distill.objectives.chunked import Evaluate, sum_over_hidden, sum_over_logits
-from distill.objectives.divergences import kl, log_probabilities, reverse_kl_parts
+from distill.objectives.closed_forms import reverse_kl
+from distill.objectives.divergences import kl, log_probabilities
 
 HEADS = {
     "plain": Finish(),
@@ -27,8 +28,8 @@ def reverse_kl_to(teacher: Tensor) -> Evaluate:
 
     def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         log_q, log_p = log_probabilities(logits), log_probabilities(teacher[tokens])
-        q, difference, divergence = reverse_kl_parts(log_q, log_p)
-        return divergence.sum(), q * (difference - divergence[:, None])
+        value, gradient = reverse_kl(log_q, log_p)
+        return value.sum(), gradient
 
     return evaluate
 

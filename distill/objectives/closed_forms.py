@@ -1,0 +1,104 @@
+"""Each divergence with its gradient in closed form: what training takes, chunk by chunk, without autograd.
+
+Of a divergence D(q, p) with slope g_v = ∂D/∂q_v the gradient at the student's logits is q_v (g_v − Σ_u q_u g_u). Every
+function takes log q and log p [N, V] and returns D [N] in nats and that gradient [N, V]. The inputs may be overwritten.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from distill.objectives.divergences import LogProbs, akl_head_share, mix
+
+ValueAndGradient = tuple[Float[Tensor, " n"], Float[Tensor, "n vocab"]]
+ClosedForm = Callable[[LogProbs, LogProbs], ValueAndGradient]
+
+# In place of log 0: its products with probability 0 are 0, and a token that one model rules out costs a lot, not inf.
+_LOWEST = -1e30
+
+
+def reverse_kl_parts(
+    student: LogProbs, teacher: LogProbs
+) -> tuple[Float[Tensor, "n vocab"], Float[Tensor, "n vocab"], Float[Tensor, " n"]]:
+    """q, d = log q − log p and KL(q‖p) = Σ_v q_v d_v; the gradient is q_v (d_v − KL)."""
+    q = student.exp()
+    difference = student.clamp_min(_LOWEST).sub_(teacher.clamp_min(_LOWEST))
+    return q, difference, torch.linalg.vecdot(q, difference)
+
+
+def reverse_kl(student: LogProbs, teacher: LogProbs) -> ValueAndGradient:
+    """KL(q‖p): g = log q − log p + 1."""
+    q, difference, value = reverse_kl_parts(student, teacher)
+    return value, difference.sub_(value[:, None]).mul_(q)
+
+
+def forward_kl(student: LogProbs, teacher: LogProbs) -> ValueAndGradient:
+    """KL(p‖q): the gradient is q − p."""
+    p = teacher.exp()
+    difference = teacher.clamp_min(_LOWEST).sub_(student.clamp_min(_LOWEST))
+    return torch.linalg.vecdot(p, difference), student.exp().sub_(p)
+
+
+def jsd(student: LogProbs, teacher: LogProbs, beta: float) -> ValueAndGradient:
+    """β KL(p‖m) + (1 − β) KL(q‖m), m = βp + (1 − β)q: g = (1 − β) log(q/m), the other terms cancel."""
+    if beta in (0, 1):
+        return reverse_kl(student, teacher) if beta else forward_kl(student, teacher)
+    q, p, mixture = student.exp(), teacher.exp(), mix(teacher, student, beta).clamp_min_(_LOWEST)
+    to_student = student.clamp_min(_LOWEST).sub_(mixture)
+    to_teacher = teacher.clamp_min(_LOWEST).sub_(mixture)
+    value = beta * torch.linalg.vecdot(p, to_teacher) + (1 - beta) * torch.linalg.vecdot(q, to_student)
+    return value, _through_softmax(q, (1 - beta) * to_student)
+
+
+def skew_kl(student: LogProbs, teacher: LogProbs, alpha: float) -> ValueAndGradient:
+    """KL(p‖m), m = αp + (1 − α)q: g = −(1 − α) p/m."""
+    if alpha == 0:
+        return forward_kl(student, teacher)
+    q, p, mixture = student.exp(), teacher.exp(), mix(teacher, student, alpha).clamp_min_(_LOWEST)
+    to_teacher = teacher.clamp_min(_LOWEST).sub_(mixture)
+    value = torch.linalg.vecdot(p, to_teacher)
+    return value, _through_softmax(q, _ratio(to_teacher, p).mul_(alpha - 1))
+
+
+def skew_rkl(student: LogProbs, teacher: LogProbs, alpha: float) -> ValueAndGradient:
+    """KL(q‖m), m = (1 − α)p + αq: g = log(q/m) + 1 − α q/m."""
+    if alpha == 0:
+        return reverse_kl(student, teacher)
+    q, mixture = student.exp(), mix(student, teacher, alpha).clamp_min_(_LOWEST)
+    to_student = student.clamp_min(_LOWEST).sub_(mixture)
+    value = torch.linalg.vecdot(q, to_student)
+    return value, _through_softmax(q, to_student - alpha * _ratio(to_student, q))
+
+
+def tvd(student: LogProbs, teacher: LogProbs) -> ValueAndGradient:
+    """½ Σ|p − q|: g = ½ sign(q − p)."""
+    q = student.exp()
+    difference = q - teacher.exp()
+    return difference.abs().sum(-1) / 2, _through_softmax(q, difference.sign_().div_(2))
+
+
+def akl(student: LogProbs, teacher: LogProbs, mu: float) -> ValueAndGradient:
+    """Head share · forward KL + tail share · reverse KL, the shares constant."""
+    share = akl_head_share(student.exp(), teacher.exp(), mu)
+    forward, forward_gradient = forward_kl(student, teacher)
+    reverse, reverse_gradient = reverse_kl(student, teacher)
+    gradient = share[:, None] * forward_gradient + (1 - share)[:, None] * reverse_gradient
+    return share * forward + (1 - share) * reverse, gradient
+
+
+def tempered(form: ClosedForm, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> ValueAndGradient:
+    """τ² D(softmax(z_q/τ), softmax(z_p/τ)) and its gradient at z_q; τ² keeps its size (arXiv 1503.02531)."""
+    log_q, log_p = ((z / temperature).log_softmax(-1) for z in (student_logits, teacher_logits))
+    value, gradient = form(log_q, log_p)
+    return value * temperature**2, gradient * temperature
+
+
+def _through_softmax(q: Float[Tensor, "n vocab"], slope: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
+    return (slope - torch.linalg.vecdot(q, slope)[:, None]).mul_(q)
+
+
+def _ratio(log_ratio: Float[Tensor, "n vocab"], numerator: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
+    """exp(log_ratio), and 0 where the numerator is 0: there the logarithms were clamped, their difference is void."""
+    return torch.where(numerator > 0, log_ratio.exp(), 0.0)
