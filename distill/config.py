@@ -7,21 +7,17 @@ the nearest right spelling; nothing is ever silently ignored.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from distill.errors import BadInput, Problem
+from distill.objective_settings import OBJECTIVES, ObjectiveSettings
+from distill.settings import Settings
 
 RESOLVED = "config.yaml"
 """The run folder's copy of its settings, every default and preset written out."""
-
-
-class Settings(BaseModel):
-    """Base of every section: immutable, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RunSettings(Settings):
@@ -47,82 +43,6 @@ class DataSettings(Settings):
     plain_text: Path | None = Field(
         None, description="Records for L_PT: packed plain text, or instructions with responses; none switches L_PT off."
     )
-
-
-class SftSettings(Settings):
-    """Supervised fine-tuning: cross-entropy on the recorded responses."""
-
-    name: Literal["sft"]
-
-
-_MINILLM_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "first_reward": "next",
-        "gamma": 1.0,
-        "whitening": "none",
-        "reward_scale": 1.0,
-        "reward_clip": None,
-        "weighted_single_step": True,
-        "lm_soft_weight": 0.0,
-    },
-    "lmops": {
-        "first_reward": "current",
-        "gamma": 0.95,
-        "whitening": "padded_micro_batch",
-        "reward_scale": 0.5,
-        "reward_clip": 100.0,
-        "weighted_single_step": False,
-        "lm_soft_weight": 0.5,
-    },
-}
-_MINILLM_PRESETS["default"] = _MINILLM_PRESETS["lmops"] | {"whitening": "tokens"}
-
-
-class MiniLLMSettings(Settings):
-    """MiniLLM (arXiv 2306.08543): reverse-KL policy gradient with a single-step term. The preset fills every
-    knob that is not given."""
-
-    name: Literal["minillm"]
-    preset: Literal["default", "paper", "lmops"] = Field("default", description="Fills the knobs that are not given.")
-    first_reward: Literal["current", "next"] = Field(
-        description="Reward-to-go of step t starts at t (`current`) or t+1 (`next`).",
-        json_schema_extra={"preset": True},
-    )
-    gamma: float = Field(ge=0, le=1, description="Discount of later rewards.", json_schema_extra={"preset": True})
-    whitening: Literal["none", "tokens", "padded_micro_batch"] = Field(
-        description="Normalise reward-to-go: not at all, over the real tokens of the optimizer step, or over each "
-        "micro-batch's padded window.",
-        json_schema_extra={"preset": True},
-    )
-    reward_scale: float = Field(gt=0, description="Rewards are divided by this.", json_schema_extra={"preset": True})
-    reward_clip: float | None = Field(
-        gt=0, description="Scaled rewards are clipped to ± this; none: no clip.", json_schema_extra={"preset": True}
-    )
-    weighted_single_step: bool = Field(
-        description="Multiply the single-step term by the importance weight too.", json_schema_extra={"preset": True}
-    )
-    lm_soft_weight: float = Field(
-        ge=0,
-        le=1,
-        description="Share of soft cross-entropy to the teacher in L_PT.",
-        json_schema_extra={"preset": True},
-    )
-    length_normalised: bool = Field(True, description="Divide reward-to-go by its number of terms (Eq. 6).")
-    single_step: bool = Field(True, description="Add the exact single-step term.")
-    ratio_clip: float = Field(0.2, gt=0, description="ε of the clipped policy gradient.")
-    lm_coef: float = Field(1.0, ge=0, description="Weight of L_PT.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        preset = given.get("preset", "default")
-        # An unknown preset is left to the field's own check, which lists the right ones.
-        return _MINILLM_PRESETS.get(preset, _MINILLM_PRESETS["default"]) | given
-
-
-ObjectiveSettings = Annotated[SftSettings | MiniLLMSettings, Field(discriminator="name")]
 
 
 class RolloutSettings(Settings):
@@ -284,26 +204,25 @@ def _describe(error: Any) -> Problem:
         tag = value.get("name") if isinstance(value, dict) else value
         return Problem("objective.name", tag, "unknown objective", f"one of {error['ctx']['expected_tags']}")
     if error["type"] == "union_tag_not_found":
-        return Problem("objective.name", None, "missing", "name one of 'sft', 'minillm'")
-    return Problem(field, value, error["msg"][:1].lower() + error["msg"][1:], "see the config reference in README.md")
+        return Problem("objective.name", None, "missing", f"name one of {', '.join(OBJECTIVES)}")
+    wrong = error["msg"].removeprefix("Value error, ")
+    return Problem(field, value, wrong[:1].lower() + wrong[1:], "see the config reference in README.md")
 
 
 def _known_keys(location: Sequence[Any]) -> list[str]:
-    sections: dict[str, type[Settings]] = {"sft": SftSettings, "minillm": MiniLLMSettings}
-    sections |= {name: model for name, model in section_models().items() if name != "objective"}
+    sections = section_models() | OBJECTIVES
     if len(location) == 1:
         return list(Config.model_fields)
     return list(sections[str(location[-2])].model_fields)
 
 
 def section_models() -> dict[str, type[Settings]]:
-    """Section name → settings model, in the order of the YAML; `objective` appears once a kind in the reference."""
+    """Section name → settings model, in the order of the YAML, but for `objective`, which has several."""
     return {
         "run": RunSettings,
         "student": ModelSettings,
         "teacher": ModelSettings,
         "data": DataSettings,
-        "objective": MiniLLMSettings,
         "optim": OptimSettings,
         "rollout": RolloutSettings,
         "parallel": ParallelSettings,

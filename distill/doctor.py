@@ -11,11 +11,12 @@ from transformers import PreTrainedConfig as ModelConfig
 from transformers import PreTrainedTokenizerBase
 
 from distill.checkpoint import latest
-from distill.config import RESOLVED, Config, MiniLLMSettings, ModelSettings, load
+from distill.config import RESOLVED, Config, ModelSettings, load
 from distill.data.records import Kind, fingerprint, open_records, read_manifest
 from distill.engine import read_deepspeed_json
 from distill.errors import BadInput, Problem
 from distill.models.loading import load_config, load_tokenizer
+from distill.objective_settings import MiniLLMSettings
 
 
 @dataclass
@@ -79,7 +80,7 @@ def _check_batches(config: Config, world_size: int | None, report: Report) -> No
         f"does not divide a rank's share of {share} sequences",
         f"give a divisor of {share}",
     )
-    if isinstance(config.objective, MiniLLMSettings):
+    if config.objective.on_policy:
         report.check(
             rollout.per_round % optim.batch_size == 0,
             "rollout.per_round",
@@ -126,7 +127,7 @@ def _check_machine(config: Config, report: Report) -> None:
 
 
 def _check_models_and_data(config: Config, report: Report) -> None:
-    needs_teacher = isinstance(config.objective, MiniLLMSettings)
+    needs_teacher = config.objective.needs_teacher
     report.check(
         not needs_teacher or config.teacher is not None,
         "teacher",
@@ -182,7 +183,7 @@ def _check_model(config: Config, model: OpenedModel, name: str, report: Report) 
 
 def _longest_sequences(config: Config) -> list[tuple[str, int, str]]:
     """For each folder of records: its setting, the longest sequence it leads to, and what to lower."""
-    on_policy = isinstance(config.objective, MiniLLMSettings)
+    on_policy = config.objective.on_policy > 0
     found = []
     for field_name, folder in _folders(config).items():
         try:
@@ -249,7 +250,7 @@ def _check_data(config: Config, tokenizer: PreTrainedTokenizerBase | None, repor
                 "run `make preprocess` with TOKENIZER=<student.path>",
             )
         empty = manifest.counts.get("kept: without a response", 0)
-        needs_responses = config.objective.name == "sft" or name != "data.train"
+        needs_responses = config.objective.on_policy < 1 or name != "data.train"
         report.check(
             not (needs_responses and empty),
             name,

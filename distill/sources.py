@@ -17,6 +17,9 @@ from distill.rollout.worker import RolloutWorker
 from distill.telemetry import progress
 from distill.topology import Topology
 
+# The coins' axis of the seed, apart from the rollouts' own (see `rollout/sampling.py`).
+_MIX = 2
+
 
 class Source(Protocol):
     """Gives this rank's micro-batches of an optimizer step; all ranks get equally many."""
@@ -50,6 +53,37 @@ class RecordedSource:
         size, topology = self.optim.batch_size, self.topology
         indices = self.stream.take(step * size, size, topology.dp_rank, topology.dp_size)
         return self.records.batch(indices).to(topology.device).split(self.optim.micro_batch)
+
+
+class MixedSource:
+    """Recorded responses or fresh rollouts, step by step by a coin of the seed."""
+
+    def __init__(self, recorded: Source, sampled: Source, share: float, seed: int):
+        self.recorded, self.sampled, self.share, self.seed = recorded, sampled, share, seed
+
+    @property
+    def rollouts(self) -> Rollouts | None:
+        """Of the round in progress."""
+        return self.sampled.rollouts
+
+    @rollouts.setter
+    def rollouts(self, value: Rollouts | None) -> None:
+        self.sampled.rollouts = value
+
+    def _turn(self, step: int) -> tuple[bool, int]:
+        """Whether step `step` samples, and how many steps of its kind came before."""
+        coins = np.random.default_rng([self.seed, _MIX]).random(step + 1) < self.share
+        return bool(coins[step]), int((coins[:step] == coins[step]).sum())
+
+    def starts_round(self, step: int) -> bool:
+        """Whether step `step` samples new rollouts."""
+        samples, number = self._turn(step)
+        return samples and self.sampled.starts_round(number)
+
+    def minibatch(self, step: int) -> Sequence[TokenBatch]:
+        """This rank's rows of optimizer step `step`."""
+        samples, number = self._turn(step)
+        return (self.sampled if samples else self.recorded).minibatch(number)
 
 
 class RolloutSource:

@@ -7,7 +7,7 @@ import torch
 
 from distill import checkpoint, objectives
 from distill.checkpoint import RunState
-from distill.config import RESOLVED, Config, MiniLLMSettings, dump
+from distill.config import RESOLVED, Config, dump
 from distill.data.batches import Rollouts
 from distill.data.loading import InstructionRecords, open_plain_text
 from distill.engine import Engine, read_deepspeed_json, resolve_dtype
@@ -16,8 +16,9 @@ from distill.host import peak_memory_gib
 from distill.model_card import model_card
 from distill.models.loading import load_config, load_generation_config, load_tokenizer
 from distill.models.vocabulary import eos_ids, shared_vocabulary
+from distill.objective_settings import MiniLLMSettings
 from distill.rollout.worker import RolloutWorker
-from distill.sources import RecordedSource, RolloutSource, Source
+from distill.sources import MixedSource, RecordedSource, RolloutSource, Source
 from distill.telemetry import Stopwatch, Telemetry
 from distill.topology import Topology
 from distill.update import Updater
@@ -58,7 +59,7 @@ class Run:
 
     def _load_models(self) -> None:
         config, topology = self.config, self.topology
-        teacher = config.teacher if self.objective.needs_teacher else None
+        teacher = config.teacher if config.objective.needs_teacher else None
         models = [config.student, teacher] if teacher else [config.student]
         model_configs = [load_config(model, "student.path or teacher.path") for model in models]
         self.tokenizer = load_tokenizer(config.student.path, "student.path", config.student.trust_remote_code)
@@ -73,9 +74,10 @@ class Run:
         config, topology = self.config, self.topology
         records = InstructionRecords(config.data.train, "data.train")
         self.source: Source = RecordedSource(records, config, topology)
-        if self.objective.on_policy:
+        if share := config.objective.on_policy:
             worker = RolloutWorker(self.student, self.teacher, config.rollout, self.eos_ids, config.run.seed, topology)
-            self.source = RolloutSource(records, worker, config, topology)
+            rollouts = RolloutSource(records, worker, config, topology)
+            self.source = rollouts if share == 1 else MixedSource(self.source, rollouts, share, config.run.seed)
         self.plain_text: Source | None = None
         if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):
             texts = open_plain_text(config.data.plain_text, "data.plain_text")

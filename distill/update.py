@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill.config import MiniLLMSettings
 from distill.data.batches import Rollouts, TokenBatch
 from distill.engine import Engine
+from distill.objective_settings import MiniLLMSettings
 from distill.objectives import LossTerms, Objective
 from distill.objectives.chunked import HiddenLogits
 from distill.objectives.supervised import plain_text_loss
@@ -52,10 +52,14 @@ class Updater:
         return figures | {"optim/grad_norm": grad_norm, "optim/lr": learning_rate, "tokens/response": float(tokens)}
 
     def _terms(self, batch: TokenBatch) -> LossTerms:
-        """The objective on one micro-batch; the teacher's part from the hidden states that the rollout left."""
-        if self.teacher is None or not isinstance(batch, Rollouts) or batch.teacher_hidden is None:
+        """The objective on one micro-batch; the teacher's part from the hidden states that a rollout has left."""
+        if self.teacher is None:
             return self.student.loss(batch, lambda student: self.objective.loss(student, None, batch))
-        teacher = HiddenLogits(batch.teacher_hidden[batch.response_mask], self.teacher.head_logits)
+        if isinstance(batch, Rollouts) and batch.teacher_hidden is not None:
+            hidden = batch.teacher_hidden[batch.response_mask]
+        else:
+            hidden = self.teacher.hidden(batch)
+        teacher = HiddenLogits(hidden, self.teacher.head_logits)
         with self.teacher.head_gathered():
             return self.student.loss(batch, lambda student: self.objective.loss(student, teacher, batch))
 

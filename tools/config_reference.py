@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from distill.config import Config, Settings, SftSettings, section_models
+from distill.config import Config, section_models
+from distill.objective_settings import OBJECTIVES
+from distill.settings import Settings
 
 BEGIN, END = "<!-- config reference: begin -->", "<!-- config reference: end -->"
 
@@ -18,10 +20,10 @@ def reference() -> str:
     """Markdown: one table a section."""
     parts = [_table("top level", "One run. `teacher` is needed by objectives that read one.", Config, {"precision"})]
     for name, model in section_models().items():
-        title = f"`{name}`" if name != "objective" else "`objective` (name: minillm)"
-        parts.append(_table(title, model.__doc__ or "", model))
-        if name == "objective":
-            parts.append(_table("`objective` (name: sft)", SftSettings.__doc__ or "", SftSettings))
+        parts.append(_table(f"`{name}`", model.__doc__ or "", model))
+        if name == "data":
+            titles = {f"`objective` (name: {kind})": settings for kind, settings in OBJECTIVES.items()}
+            parts += [_table(title, settings.__doc__ or "", settings) for title, settings in titles.items()]
     return "\n\n".join(parts)
 
 

@@ -46,7 +46,7 @@ def stages(ranks: int) -> Iterator[Stage]:
     yield Stage("cut the student", [cut], [MODELS["cut"]])
 
     answer = [*deepspeed, "--no_local_rank", "--module", "data_prep.teacher_responses", "--teacher", str(TEACHER)]
-    answer += ["--template", "chat", "--max-new-tokens", str(NEW_TOKENS), "--batch", "64"]
+    answer += ["--template", "chat", "--max-new-tokens", str(NEW_TOKENS), "--batch", "112"]
     prompts = {name: PROMPTS / f"{name}.jsonl" for name in ("train", "dev", "test")}
     written = [FOLDER / "data" / path.name for path in prompts.values()]
     answer += ["--data", str(prompts["train"]), str(prompts["dev"]), "--greedy-data", str(prompts["test"])]

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.config import MiniLLMSettings
 from distill.data.batches import Rollouts, TokenBatch
+from distill.objective_settings import MiniLLMSettings
 from distill.objectives.chunked import ChunkLogits, SumOverTokens
 from distill.objectives.closed_forms import reverse_kl_parts
 from distill.objectives.divergences import entropy, log_probabilities
@@ -39,9 +39,6 @@ def clipped_policy_gradient(
 
 class MiniLLM:
     """Long + Single on rollouts. Advantages are prepared once an optimizer step, over all its micro-batches."""
-
-    on_policy = True
-    needs_teacher = True
 
     def __init__(self, settings: MiniLLMSettings):
         self.settings = settings

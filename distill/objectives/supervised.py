@@ -60,9 +60,6 @@ def plain_text_loss(
 class Sft:
     """Cross-entropy on the recorded responses."""
 
-    on_policy = False
-    needs_teacher = False
-
     def prepare(self, micro_batches: Sequence[TokenBatch], reduce: Reduce) -> Sequence[TokenBatch]:
         """Nothing to prepare."""
         return micro_batches

@@ -26,9 +26,6 @@ class LossTerms:
 class Objective(Protocol):
     """A loss on micro-batches. Its tokens are the real response tokens only, in row order."""
 
-    on_policy: bool
-    needs_teacher: bool
-
     def prepare(self, micro_batches: Sequence[TokenBatch], reduce: Reduce) -> Sequence[TokenBatch]:
         """What must be known of the whole optimizer step before its first micro-batch."""
         ...

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.config import MiniLLMSettings
+from distill.objective_settings import MiniLLMSettings
 from distill.data.batches import Rollouts
 from distill.objectives.chunked import SumOverTokens, sum_over_logits
 from distill.objectives.minillm import MiniLLM

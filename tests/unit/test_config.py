@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.config import Config, MiniLLMSettings, dump, load
+from distill.config import Config, dump, load
 from distill.engine import fill_auto, read_deepspeed_json, resolve_dtype
 from distill.errors import BadInput
+from distill.objective_settings import KdSettings, MiniLLMSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(ROOT.glob("launch/recipes/*.yaml"))
@@ -39,7 +40,11 @@ BAD_OVERRIDES = {
     "optmi={steps: 3}": "optmi = {'steps': 3}: unknown key; did you mean 'optim'?",
     "optim.lr=-1": "optim.lr = -1: input should be greater than 0",
     "rollout.alpha=1": "rollout.alpha = 1: input should be less than 1",
-    "objective.name=minilm": "objective.name = 'minilm': unknown objective; one of 'sft', 'minillm'",
+    "objective.name=minilm": "objective.name = 'minilm': unknown objective; one of 'sft', 'kd',",
+    "objective={name: kd, beta: 0.5}": "objective.beta = 0.5: divergence forward_kl does not read it",
+    "objective={name: kd, divergence: skew_kl, alpha: 1}": "objective.alpha = 1: input should be less than 1",
+    "objective={name: gkd, beta: 2}": "objective.beta = 2: input should be less than or equal to 1",
+    "objective={name: opd, gamma: 1}": "objective.gamma = 1: unknown key",
     "objective={preset: paper}": "objective.name = None: missing",
     "objective.preset=papers": "objective.preset = 'papers': input should be 'default', 'paper' or 'lmops'",
     "run={}": "run.folder = None: missing; add it",
@@ -55,6 +60,14 @@ def test_bad_override_names_field_value_and_mend(recipe: Path, override: str) ->
     with pytest.raises(BadInput) as caught:
         load(recipe, ["optim.lr=1e-5", override])
     assert BAD_OVERRIDES[override] in str(caught.value)
+
+
+def test_a_divergence_gets_its_own_knob_and_the_resolved_copy_reads_back(recipe: Path, tmp_path: Path) -> None:
+    config = load(recipe, ["objective={name: kd, divergence: skew_rkl, temperature: 2}"])
+    assert isinstance(config.objective, KdSettings)
+    assert (config.objective.alpha, config.objective.beta, config.objective.mu) == (0.1, None, None)
+    (tmp_path / "resolved.yaml").write_text(dump(config))
+    assert load(tmp_path / "resolved.yaml") == config
 
 
 def test_all_mistakes_come_at_once(recipe: Path) -> None:

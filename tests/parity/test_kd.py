@@ -1,0 +1,93 @@
+"""KD, GKD and sampled-token policy gradient: the whole loss of a micro-batch against autograd and naive loops, fp64."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from test_minillm_formulas import over, random_rollouts
+from torch import Tensor
+
+from distill.data.batches import TokenBatch
+from distill.objective_settings import ObjectiveSettings
+from distill.objectives import build, divergences
+
+
+def objective(**settings: Any) -> Any:
+    return build(TypeAdapter(ObjectiveSettings).validate_python(settings))
+
+
+def recorded(seed: int = 0) -> tuple[TokenBatch, Tensor, Tensor]:
+    """A batch of recorded responses with both models' logits."""
+    rollouts, student, teacher = random_rollouts(seed=seed)
+    names = ("prompt_ids", "prompt_lengths", "response_ids", "response_lengths")
+    return TokenBatch(**{name: getattr(rollouts, name) for name in names}), student.requires_grad_(), teacher
+
+
+KNOBS: dict[str, dict[str, float]] = {
+    "forward_kl": {},
+    "reverse_kl": {},
+    "jsd": {"beta": 0.3},
+    "skew_kl": {"alpha": 0.2},
+    "skew_rkl": {"alpha": 0.2},
+    "akl": {"mu": 0.6},
+    "tvd": {},
+}
+
+
+@pytest.mark.parametrize("divergence", KNOBS)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("ce_weight", [0.0, 0.5])
+def test_kd_equals_autograd(divergence: str, temperature: float, ce_weight: float) -> None:
+    batch, student, teacher = recorded()
+    settings = {"divergence": divergence, "temperature": temperature, "ce_weight": ce_weight, **KNOBS[divergence]}
+    terms = objective(name="kd", **settings).loss(over(student), teacher.__getitem__, batch)
+    (got,) = torch.autograd.grad(terms.total, student)
+
+    log_q, log_p = ((z / temperature).log_softmax(-1) for z in (student, teacher))
+    soft = getattr(divergences, divergence)(log_q, log_p, **KNOBS[divergence]).sum() * temperature**2
+    targets = batch.response_ids[batch.response_mask]
+    hard = torch.nn.functional.cross_entropy(student, targets, reduction="sum")
+    expected = (1 - ce_weight) * soft + ce_weight * hard
+    torch.testing.assert_close(terms.total, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(got, torch.autograd.grad(expected, student)[0], rtol=1e-8, atol=1e-10)
+    assert float(terms.metrics[f"loss/{divergence}"]) == pytest.approx(float(soft), rel=1e-10)
+
+
+def test_cross_entropy_is_left_out_on_rollouts() -> None:
+    rollouts, student, teacher = random_rollouts()
+    with_ce, without = (
+        objective(name="kd", ce_weight=c).loss(over(student), teacher.__getitem__, rollouts).total for c in (0.7, 0.0)
+    )
+    assert float(with_ce) == float(without)
+
+
+def test_gkd_is_jsd() -> None:
+    batch, student, teacher = recorded()
+    totals = [
+        objective(**settings).loss(over(student), teacher.__getitem__, batch).total
+        for settings in ({"name": "gkd", "beta": 0.2}, {"name": "kd", "divergence": "jsd", "beta": 0.2})
+    ]
+    assert float(totals[0]) == float(totals[1])
+
+
+@pytest.mark.parametrize("clip", [None, 0.4])
+def test_opd_is_the_policy_gradient_of_the_sampled_token(clip: float | None) -> None:
+    batch, student, teacher = random_rollouts()
+    opd = objective(name="opd", reward_clip=clip)
+    (prepared,) = opd.prepare([batch], lambda value: value)
+    got = opd.loss(over(student), teacher.__getitem__, prepared).total
+    expected, n = 0.0, 0
+    for i, length in enumerate(batch.response_lengths.tolist()):
+        for t in range(length):
+            behavior, token = float(batch.behavior_logprobs[i, t]), int(batch.response_ids[i, t])
+            advantage = float(batch.teacher_logprobs[i, t]) - behavior
+            if clip is not None:
+                advantage = max(-clip, min(clip, advantage))
+            ratio = math.exp(float(student[n].log_softmax(-1)[token]) - behavior) * float(
+                batch.importance_weights[i, t]
+            )
+            expected += max(-advantage * ratio, -advantage * min(max(ratio, 0.8), 1.2))
+            n += 1
+    assert float(got) == pytest.approx(expected, rel=1e-9)
