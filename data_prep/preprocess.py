@@ -150,8 +150,10 @@ def _tasks(files: list[Path], bar: Any) -> Iterator[list[Line]]:
 def _check_tokenizer(tokenizer: Any, recipe: Recipe, kind: Kind) -> None:
     if tokenizer.eos_token_id is None:
         raise BadInput(Problem("TOKENIZER", recipe.tokenizer, "has no EOS token", "set eos_token in its config"))
-    if kind == "text":
-        return  # plain text has no prompts
+    if kind == "text":  # plain text has no prompts
+        if recipe.max_length < 2:
+            raise BadInput(Problem("MAX_LENGTH", recipe.max_length, "leaves no token to predict", "give 2 or more"))
+        return
     if recipe.template == "chat" and not tokenizer.chat_template:
         raise BadInput(Problem("TEMPLATE", "chat", "this tokenizer has no chat template", "use alpaca or plain"))
     if not 0 < recipe.max_prompt < recipe.max_length:

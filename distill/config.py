@@ -91,7 +91,7 @@ class ParallelSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """Validation during training; the best student is kept by validation loss (SFT) or Rouge-L (MiniLLM)."""
+    """Validation during training. The best student is kept: by Rouge-L of its samples, by validation loss for SFT."""
 
     every: int = Field(0, ge=0, description="Steps between validations; 0: only at the end.")
     prompts: int = Field(64, gt=0, description="Validation records used, at most.")
@@ -124,7 +124,8 @@ class Config(Settings):
     data: DataSettings
     objective: ObjectiveSettings
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="`auto`: bf16 where the accelerator or processor computes in it, fp32 elsewhere."
+        "auto",
+        description="`auto`: bf16 where the hardware has it, else fp16 on accelerators and fp32 on processors.",
     )
     optim: OptimSettings
     rollout: RolloutSettings = RolloutSettings()

@@ -38,6 +38,7 @@ def examine(config: Config, world_size: int | None) -> Report:
     _check_parallel(config, world_size, report)
     _check_batches(config, world_size, report)
     _check_machine(config, report)
+    _note_on_sampling(config, report)
     _check_models_and_data(config, report)
     _check_checkpoint(config, world_size, report)
     return report
@@ -87,6 +88,16 @@ def _check_batches(config: Config, world_size: int | None, report: Report) -> No
             rollout.per_round,
             f"is not a multiple of optim.batch_size = {optim.batch_size}",
             f"give {max(rollout.per_round // optim.batch_size, 1) * optim.batch_size}",
+        )
+
+
+def _note_on_sampling(config: Config, report: Report) -> None:
+    """What a GKD run means to sample is the student alone, used once."""
+    objective, rollout = config.objective, config.rollout
+    if objective.name in ("kd", "gkd") and objective.on_policy and (rollout.alpha or rollout.inner_epochs > 1):
+        report.notices.append(
+            f"{objective.name}: rollouts hold {rollout.alpha:.0%} of the teacher's own tokens and serve "
+            f"{rollout.inner_epochs} times; for the student's own, fresh ones: rollout.alpha=0 rollout.inner_epochs=1"
         )
 
 
@@ -183,17 +194,19 @@ def _check_model(config: Config, model: OpenedModel, name: str, report: Report) 
 
 def _longest_sequences(config: Config) -> list[tuple[str, int, str]]:
     """For each folder of records: its setting, the longest sequence it leads to, and what to lower."""
-    on_policy = config.objective.on_policy > 0
+    share = config.objective.on_policy
+    sampled = {"data.train": share > 0, "data.valid": config.objective.needs_teacher, "data.plain_text": False}
+    recorded = {"data.train": share < 1, "data.valid": not config.objective.needs_teacher, "data.plain_text": True}
     found = []
     for field_name, folder in _folders(config).items():
         try:
             settings = read_manifest(folder, field_name).settings
         except BadInput:
             continue  # reported with the data
-        if on_policy and field_name != "data.plain_text":
+        if sampled[field_name]:
             longest = settings.max_prompt + config.rollout.max_new_tokens
             found.append((field_name, longest, "rollout.max_new_tokens, or MAX_PROMPT of `make preprocess`,"))
-        else:
+        if recorded[field_name]:
             found.append((field_name, settings.max_length, "MAX_LENGTH of `make preprocess`"))
     return found
 

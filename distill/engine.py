@@ -41,6 +41,9 @@ def resolve_dtype(precision: str) -> torch.dtype:
     if accelerator.device_name() == "cpu":
         features = torch.cpu.get_capabilities()
         return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
+    if accelerator.device_name() == "cuda":
+        # Emulated, it is slower than fp16.
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if accelerator.is_bf16_supported() else torch.float16
 
 
@@ -164,7 +167,10 @@ class Engine:
         window, mask = slice(batch.prompt_ids.shape[1] - 1, -1), batch.response_mask
         # Not an argument: DeepSpeed compares the arguments of tensor-parallel ranks, and pickles them for it.
         self._at_states = lambda states: at_head(states[:, window][mask])
-        result: Tensor = self._ds(**batch.model_inputs())
+        try:
+            result: Tensor = self._ds(**batch.model_inputs())
+        finally:
+            self._at_states = lambda states: states  # lets go of the loss, and with it of its graph
         return result
 
     def _stop_before_logits(self) -> None:

@@ -38,9 +38,9 @@ class KdSettings(Settings):
 
     name: Literal["kd"]
     divergence: Divergence = Field("forward_kl", description="Between student q and teacher p; see `divergences.py`.")
-    beta: float | None = Field(None, ge=0, le=1, description="Teacher's share of JSD's mixture; only `jsd` reads it.")
-    alpha: float | None = Field(None, ge=0, lt=1, description="Skew; only `skew_kl` and `skew_rkl` read it.")
-    mu: float | None = Field(None, gt=0, lt=1, description="Probability of AKL's head; only `akl` reads it.")
+    beta: float | None = Field(None, ge=0, le=1, description="Teacher's share of the mixture in `jsd`, else none: 0.5.")
+    alpha: float | None = Field(None, ge=0, lt=1, description="Skew of `skew_kl` and `skew_rkl`, else none: 0.1.")
+    mu: float | None = Field(None, gt=0, lt=1, description="Probability of the head in `akl`, else none: 0.5.")
     temperature: float = Field(1.0, gt=0, description=_TEMPERATURE)
     ce_weight: float = Field(
         0.0, ge=0, le=1, description="Share of cross-entropy on the recorded responses; rollouts have none."
@@ -50,7 +50,11 @@ class KdSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_knob(cls, given: Any) -> Any:
-        return _KNOBS.get(str(given.get("divergence")), {}) | given if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        knobs = _KNOBS.get(str(given.get("divergence")), {})
+        # A resolved config names every knob, as null where its divergence did not read it.
+        return knobs | {name: value for name, value in given.items() if value is not None or name not in knobs}
 
     @field_validator("beta", "alpha", "mu")
     @classmethod
@@ -58,6 +62,13 @@ class KdSettings(Settings):
         divergence = info.data.get("divergence")
         if value is not None and divergence is not None and info.field_name not in _KNOBS.get(divergence, {}):
             raise ValueError(f"divergence {divergence} does not read it; remove it")
+        return value
+
+    @field_validator("on_policy")
+    @classmethod
+    def _leaves_recorded_responses(cls, value: float, info: ValidationInfo) -> float:
+        if value == 1 and info.data.get("ce_weight"):
+            raise ValueError("leaves no recorded responses for ce_weight; lower it or remove ce_weight")
         return value
 
 

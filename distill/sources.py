@@ -17,8 +17,8 @@ from distill.rollout.worker import RolloutWorker
 from distill.telemetry import progress
 from distill.topology import Topology
 
-# The coins' axis of the seed, apart from the rollouts' own (see `rollout/sampling.py`).
-_MIX = 2
+# Axes of the seed, far from epochs and rounds: a mix's coins, and the order of its recorded responses.
+_MIX, RECORDED_IN_MIX = 2**31, 2**31 + 1
 
 
 class Source(Protocol):
@@ -39,9 +39,9 @@ class Source(Protocol):
 class RecordedSource:
     """The data set's own responses."""
 
-    def __init__(self, records: InstructionRecords | TextRecords, config: Config, topology: Topology):
+    def __init__(self, records: InstructionRecords | TextRecords, config: Config, topology: Topology, axis: int = 0):
         self.records, self.optim, self.topology = records, config.optim, topology
-        self.stream = ShuffledStream(len(records), config.run.seed)
+        self.stream = ShuffledStream(len(records), config.run.seed, axis)
         self.rollouts: Rollouts | None = None
 
     def starts_round(self, step: int) -> bool:

@@ -18,7 +18,7 @@ from distill.models.loading import load_config, load_generation_config, load_tok
 from distill.models.vocabulary import eos_ids, shared_vocabulary
 from distill.objective_settings import MiniLLMSettings
 from distill.rollout.worker import RolloutWorker
-from distill.sources import MixedSource, RecordedSource, RolloutSource, Source
+from distill.sources import RECORDED_IN_MIX, MixedSource, RecordedSource, RolloutSource, Source
 from distill.telemetry import Stopwatch, Telemetry
 from distill.topology import Topology
 from distill.update import Updater
@@ -77,7 +77,8 @@ class Run:
         if share := config.objective.on_policy:
             worker = RolloutWorker(self.student, self.teacher, config.rollout, self.eos_ids, config.run.seed, topology)
             rollouts = RolloutSource(records, worker, config, topology)
-            self.source = rollouts if share == 1 else MixedSource(self.source, rollouts, share, config.run.seed)
+            recorded = RecordedSource(records, config, topology, RECORDED_IN_MIX)
+            self.source = rollouts if share == 1 else MixedSource(recorded, rollouts, share, config.run.seed)
         self.plain_text: Source | None = None
         if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):
             texts = open_plain_text(config.data.plain_text, "data.plain_text")

@@ -41,6 +41,7 @@ class Updater:
             with self.watch.phase("backward"):
                 self.student.accumulate(terms.total, tokens)
             _add(sums, terms.metrics | {"loss/total": terms.total.detach()}, tokens)
+            del terms  # its graph, before the next micro-batch makes one
         if plain_text:
             with self.watch.phase("plain_text"):
                 self._plain_text(plain_text, sums)

@@ -9,7 +9,6 @@ what training uses, chunk by chunk with the gradient in closed form.
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -73,13 +72,19 @@ def seconds(of: Callable[..., Tensor], given: Inputs) -> float:
     return time.perf_counter() - started
 
 
+def _peak_resident_bytes() -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
 def _peak(name: str, sizes: dict[str, int], device: str, queue: "multiprocessing.Queue[float]") -> None:
     given = inputs(sizes, torch.bfloat16, device)
     accelerator = get_accelerator()
     if device == "cpu":
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of making the inputs
+        before = _peak_resident_bytes()
         seconds(VARIANTS[name], given)
-        queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+        queue.put(_peak_resident_bytes() - before)
     else:
         accelerator.reset_peak_memory_stats()
         before = accelerator.memory_allocated()
@@ -93,9 +98,10 @@ def extra_peak_bytes(name: str, sizes: dict[str, int], device: str) -> float:
     queue: multiprocessing.Queue[float] = context.Queue()
     process = context.Process(target=_peak, args=(name, sizes, device, queue))
     process.start()
-    peak = queue.get()
     process.join()
-    return peak
+    if process.exitcode:
+        raise RuntimeError(f"measuring {name} ended with exit code {process.exitcode}; was there enough memory?")
+    return queue.get()
 
 
 def relative_error(dtype: torch.dtype, sizes: dict[str, int], device: str) -> float:

@@ -12,7 +12,7 @@ from distill.topology import Topology
 
 
 class Validation:
-    """Validation loss where the responses are given, Rouge-L of sampled ones where the student writes its own."""
+    """Validation loss where there is no teacher; else Rouge-L of the student's samples, and its KL to the teacher."""
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class Finish:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Finish":
         """As the model's config says: Granite divides, Cohere multiplies, Gemma caps."""
-        config = model.config
+        config = model.config.get_text_config()
         scale = getattr(config, "logit_scale", None) or 1.0
         scale /= getattr(config, "logits_scaling", None) or 1.0
         return cls(scale, getattr(config, "final_logit_softcapping", None))

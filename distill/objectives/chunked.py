@@ -74,10 +74,11 @@ def sum_over_hidden(
 ) -> Float[Tensor, ""]:
     """The sum from final hidden states through an lm_head, whose first `vocab` rows are real tokens.
 
-    Rows beyond them (a padded vocabulary) take no part: no probability, no gradient. The weight's gradient is added
-    up in fp32 and rounded once.
+    Rows beyond them (a padded vocabulary) take no part: no probability, no gradient. The blocks' products that make up
+    the weight's gradient are added up in fp32.
     """
-    total: Tensor = _OverHidden.apply(hidden, weight, bias, vocab, finish, evaluate)
+    # Within a Function's forward the gradient is always off; whether one is wanted must be asked here.
+    total: Tensor = _OverHidden.apply(hidden, weight, bias, vocab, finish, evaluate, torch.is_grad_enabled())
     return total
 
 
@@ -108,7 +109,7 @@ class _OverLogits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0].to(gradient.dtype), None
+        return _scaled(gradient, upstream[0], gradient.dtype), None
 
 
 class _OverHidden(torch.autograd.Function):
@@ -121,14 +122,15 @@ class _OverHidden(torch.autograd.Function):
         vocab: int,
         finish: Finish,
         evaluate: Evaluate,
+        with_gradient: bool,
     ) -> Tensor:
         dtype = _accumulator(hidden)
         total = hidden.new_zeros((), dtype=dtype)
-        wanted = any(ctx.needs_input_grad)
+        of_hidden, of_weight, of_bias = (needed and with_gradient for needed in ctx.needs_input_grad[:3])
         real, real_bias = weight[:vocab], None if bias is None else bias[:vocab]
-        hidden_slope = torch.empty_like(hidden) if wanted else None
-        weight_slope = torch.zeros_like(weight, dtype=dtype) if ctx.needs_input_grad[1] else None
-        bias_slope = torch.zeros_like(bias, dtype=dtype) if bias is not None and ctx.needs_input_grad[2] else None
+        hidden_slope = torch.empty_like(hidden) if of_hidden else None
+        weight_slope = torch.zeros_like(weight, dtype=dtype) if of_weight else None
+        bias_slope = torch.zeros_like(bias, dtype=dtype) if bias is not None and of_bias else None
         rows = _head_rows(hidden.device)
         for start in range(0, len(hidden), rows):
             states = hidden[start : start + rows]
@@ -143,15 +145,25 @@ class _OverHidden(torch.autograd.Function):
                     weight_slope[block] += gradient[:, block].T @ states
             if bias_slope is not None:
                 bias_slope[:vocab] += gradient.sum(0, dtype=dtype)
-        ctx.slopes = hidden_slope, weight_slope, bias_slope
+        # Saved, not kept on ctx: then backward lets them go.
+        ctx.save_for_backward(hidden_slope, weight_slope, bias_slope)
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = []
-        for slope, dtype in zip(ctx.slopes, ctx.dtypes, strict=True):
-            # Rounded while it is scaled: a second fp32 copy of the weight's slope would be the largest tensor here.
-            scaled = None if slope is None else torch.empty_like(slope, dtype=dtype)
-            gradients.append(scaled if slope is None else torch.mul(slope, upstream[0].to(slope.dtype), out=scaled))
-        return (*gradients, None, None, None)
+        for slope, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
+            gradients.append(None if slope is None else _scaled(slope, upstream[0], dtype))
+        return (*gradients, None, None, None, None)
+
+
+def _scaled(slope: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """slope · factor in `dtype`, computed in fp32: a factor rounded to bf16 would tilt the whole step."""
+    if slope.dtype == factor.dtype:
+        # Rounded while it is scaled: a second fp32 copy of the weight's slope would be the largest tensor here.
+        return torch.mul(slope, factor, out=torch.empty_like(slope, dtype=dtype))
+    out = torch.empty_like(slope, dtype=dtype)
+    for part in chunks(len(slope), slope.device):
+        out[part] = slope[part].to(factor.dtype) * factor
+    return out

@@ -51,7 +51,7 @@ class Kd:
                 log_q, y = log_probabilities(logits), targets[tokens]
                 ce = cross_entropy(log_q, y).sum()
                 slope = log_q.exp()
-                slope[torch.arange(len(y)), y] -= 1
+                slope[torch.arange(len(y), device=y.device), y] -= 1
                 sums["loss/ce"] = ce
                 total = (1 - hard) * divergence + hard * ce
                 gradient = gradient.mul_(1 - hard).add_(slope, alpha=hard)

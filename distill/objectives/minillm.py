@@ -29,7 +29,8 @@ def clipped_policy_gradient(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """max(−A·ratio, −A·clamp(ratio, 1−ε, 1+ε)) with ratio_t = exp(log q − log q_old)·w_t, and its slope in log q.
 
-    w = q_old/p̃, so the ratio is q/p̃ of the current student. The slope is −A·ratio, and 0 where the clip holds.
+    w = q_old/p̃, so at temperature 1 the ratio is q/p̃ of the current student. The slope is −A·ratio, and 0 where the
+    clip holds.
     """
     ratio = (logprobs - behavior_logprobs).exp() * weights
     plain = -advantages * ratio
@@ -90,14 +91,14 @@ class MiniLLM:
                 gradient.sub_(slope[:, None]).mul_(q)
             else:
                 gradient = -slope[:, None] * q
-            gradient[torch.arange(len(y)), y] += slope
+            gradient[torch.arange(len(y), device=y.device), y] += slope
             sums = {
                 "loss/long": long,
                 "loss/single": single,
                 "student/reverse_kl": divergence,
                 "student/entropy": entropy(log_q, q),
                 "teacher/entropy": entropy(log_p),
-                "policy/clip_fraction": (slope == 0).float(),
+                "policy/clip_fraction": ((slope == 0) & (long != 0)).float(),
                 "policy/approx_kl_to_behavior": behavior[tokens] - logprobs,
             }
             for name, values in sums.items():

@@ -33,7 +33,7 @@ def soft_and_hard_cross_entropy(
     def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         log_q = log_probabilities(logits)
         gradient = log_q.exp()
-        gradient[torch.arange(len(logits)), targets[tokens]] -= 1 - soft
+        gradient[torch.arange(len(logits), device=logits.device), targets[tokens]] -= 1 - soft
         loss = (1 - soft) * cross_entropy(log_q, targets[tokens]).sum()
         if soft and teacher is not None:
             p = log_probabilities(teacher(tokens)).exp()

@@ -55,7 +55,9 @@ class Follower:
         uniforms: Float[Tensor, " batch"],
     ) -> Int[Tensor, " batch"]:
         """Catch up with the tokens so far and draw the next one; arbitrary for rows that have ended."""
-        block = self._catch_up(tokens, lengths)
+        if not self._any_left(lengths):
+            return torch.zeros_like(lengths)
+        block = self._catch_up(tokens)
         self._score(block[:, :-1], tokens)
         self._logits = project(self.model, block[:, -1], self.vocab)
         drawn, _ = draw(proposal(self._logits, self.settings), uniforms[self._rows])
@@ -63,7 +65,8 @@ class Follower:
 
     def score_drawn(self, drawn: Int[Tensor, " batch"]) -> None:
         """Score the tokens of the step just drawn for, from the logits already made."""
-        assert self._logits is not None
+        if self._logits is None:
+            return  # every row had ended
         self._note(slice(self._scored, self._scored + 1), *self._both(self._logits, drawn[self._rows]))
         self._scored += 1
         self._logits = None
@@ -71,19 +74,21 @@ class Follower:
     def finish(self, tokens: Int[Tensor, "batch response"], lengths: Int[Tensor, " batch"]) -> Scores:
         """Read and score what is left; a row's last token is scored without being read."""
         width = tokens.shape[1]
-        if self._scored < width:
-            self._score(self._catch_up(tokens[:, :-1], lengths), tokens)
+        if self._scored < width and self._any_left(lengths):
+            self._score(self._catch_up(tokens[:, :-1]), tokens)
         logprobs, proposed, hidden = (values[:, :width] for values in self._scores)
         return Scores(logprobs, proposed, hidden)
 
-    def _catch_up(
-        self, tokens: Int[Tensor, "batch so_far"], lengths: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "rows new hidden"]:
-        """Hidden states of the columns from the first not yet scored on."""
+    def _any_left(self, lengths: Int[Tensor, " batch"]) -> bool:
+        """Let rows go that have ended and are scored; whether one stays."""
         going = (lengths[self._rows] > self._scored).nonzero().squeeze(1)
-        if self._read and len(going) < len(self._rows):
+        if self._read and 0 < len(going) < len(self._rows):
             self._rows = self._rows[going]
             self.reader.keep(going)
+        return len(going) > 0
+
+    def _catch_up(self, tokens: Int[Tensor, "batch so_far"]) -> Float[Tensor, "rows new hidden"]:
+        """Hidden states of the columns from the first not yet scored on."""
         block = self.reader.read(tokens[self._rows, self._read :])
         self._read = tokens.shape[1]
         self._scores.hidden[self._rows, self._scored : self._scored + block.shape[1]] = block

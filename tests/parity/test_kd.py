@@ -91,3 +91,14 @@ def test_opd_is_the_policy_gradient_of_the_sampled_token(clip: float | None) -> 
             expected += max(-advantage * ratio, -advantage * min(max(ratio, 0.8), 1.2))
             n += 1
     assert float(got) == pytest.approx(expected, rel=1e-9)
+
+
+def test_opd_gradient_equals_finite_differences() -> None:
+    batch, student, teacher = random_rollouts(rows=3, width=4, vocab=5)
+    opd = objective(name="opd")
+    (prepared,) = opd.prepare([batch], lambda value: value)
+
+    def loss(logits: Tensor) -> Tensor:
+        return opd.loss(over(logits), teacher.__getitem__, prepared).total
+
+    assert torch.autograd.gradcheck(loss, (student.requires_grad_(),))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.objective_settings import MiniLLMSettings
 from distill.data.batches import Rollouts
+from distill.objective_settings import MiniLLMSettings
 from distill.objectives.chunked import SumOverTokens, sum_over_logits
 from distill.objectives.minillm import MiniLLM
 from distill.objectives.returns import reward_to_go, token_rewards, whiten

@@ -198,6 +198,24 @@ def test_teacher_is_called_only_where_a_coin_asks_and_once_at_the_end(pair: tupl
     assert calls == 3
 
 
+@pytest.mark.parametrize("flips", [[4, 5, 6], [1, 5], [5, 7], list(range(12))], ids=str)
+def test_the_teacher_rests_once_all_rows_have_ended(pair: tuple, flips: list[int]) -> None:
+    """Rows may all end between two looks; a coin that falls there asks the teacher for nothing."""
+    settings = RolloutSettings(max_new_tokens=12, alpha=0.5)
+    rows = torch.arange(8)
+    coin = torch.isin(torch.arange(12), torch.tensor(flips)).expand(8, 12)
+    every_token_ends = torch.arange(VOCAB)
+    chance = Randomness(coin, token_uniforms(settings, 0, 0, rows))
+    for ends in (every_token_ends, torch.tensor([0, 1, 2, 3])):
+        with torch.no_grad():
+            rollouts, _ = decode(*pair, prompts(8), chance, settings, ends, VOCAB)
+        with torch.no_grad():
+            logits = pair[1](**rollouts.model_inputs()).logits[:, rollouts.prompt_ids.shape[1] - 1 : -1]
+        fresh = logits.log_softmax(-1).gather(-1, rollouts.response_ids[..., None]).squeeze(-1)
+        mask = rollouts.response_mask
+        torch.testing.assert_close(rollouts.teacher_logprobs[mask], fresh[mask], rtol=1e-4, atol=1e-4)
+
+
 def test_the_same_rows_come_out_of_any_batching(pair: tuple) -> None:
     settings = RolloutSettings(max_new_tokens=6, coins="per_row")
     batch = prompts(12, lengths=(2, 5))

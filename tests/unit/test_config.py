@@ -44,6 +44,7 @@ BAD_OVERRIDES = {
     "objective={name: kd, beta: 0.5}": "objective.beta = 0.5: divergence forward_kl does not read it",
     "objective={name: kd, divergence: skew_kl, alpha: 1}": "objective.alpha = 1: input should be less than 1",
     "objective={name: gkd, beta: 2}": "objective.beta = 2: input should be less than or equal to 1",
+    "objective={name: kd, ce_weight: 0.5, on_policy: 1}": "objective.on_policy = 1: leaves no recorded responses",
     "objective={name: opd, gamma: 1}": "objective.gamma = 1: unknown key",
     "objective={preset: paper}": "objective.name = None: missing",
     "objective.preset=papers": "objective.preset = 'papers': input should be 'default', 'paper' or 'lmops'",
@@ -68,6 +69,9 @@ def test_a_divergence_gets_its_own_knob_and_the_resolved_copy_reads_back(recipe:
     assert (config.objective.alpha, config.objective.beta, config.objective.mu) == (0.1, None, None)
     (tmp_path / "resolved.yaml").write_text(dump(config))
     assert load(tmp_path / "resolved.yaml") == config
+    other = load(tmp_path / "resolved.yaml", ["objective.divergence=jsd", "objective.alpha=null"])
+    assert isinstance(other.objective, KdSettings)
+    assert other.objective.beta == 0.5
 
 
 def test_all_mistakes_come_at_once(recipe: Path) -> None:
