@@ -27,8 +27,8 @@ ChunkLogits = Callable[[slice], Float[Tensor, "c vocab"]]
 _CPU_ROWS, _ACCELERATOR_ROWS = 16, 1024
 # … and tokens that go through the lm_head together: enough for its matrix products to be worth their set-up.
 _HEAD_ROWS = {"cpu": 128}
-# Rows of the weight's slope whose product is made before it is added: a whole one would be as large as the weight.
-_SLOPE_ROWS = 16384
+# Rows of the weight that take part in one product: its scratch space, and the slope's, would be as large as the weight.
+_HEAD_BLOCK = 16384
 
 
 def chunks(tokens: int, device: torch.device) -> Iterator[slice]:
@@ -127,21 +127,26 @@ class _OverHidden(torch.autograd.Function):
         dtype = _accumulator(hidden)
         total = hidden.new_zeros((), dtype=dtype)
         of_hidden, of_weight, of_bias = (needed and with_gradient for needed in ctx.needs_input_grad[:3])
-        real, real_bias = weight[:vocab], None if bias is None else bias[:vocab]
+        blocks = [slice(first, min(first + _HEAD_BLOCK, vocab)) for first in range(0, vocab, _HEAD_BLOCK)]
         hidden_slope = torch.empty_like(hidden) if of_hidden else None
         weight_slope = torch.zeros_like(weight, dtype=dtype) if of_weight else None
         bias_slope = torch.zeros_like(bias, dtype=dtype) if bias is not None and of_bias else None
         rows = _head_rows(hidden.device)
         for start in range(0, len(hidden), rows):
             states = hidden[start : start + rows]
-            logits = finish.logits(torch.nn.functional.linear(states, real, real_bias))
+            logits = hidden.new_empty((len(states), vocab))
+            for block in blocks:
+                logits[:, block] = torch.nn.functional.linear(
+                    states, weight[block], None if bias is None else bias[block]
+                )
+            logits = finish.logits(logits)
             gradient = torch.empty_like(logits)
             total += _evaluate_in_rows(logits, start, evaluate, gradient, finish.pull_back)
             if hidden_slope is not None:
-                torch.mm(gradient, real, out=hidden_slope[start : start + rows])
+                parts = (gradient[:, block] @ weight[block] for block in blocks)
+                hidden_slope[start : start + rows] = sum(part.to(dtype) for part in parts)
             if weight_slope is not None:
-                for first in range(0, vocab, _SLOPE_ROWS):
-                    block = slice(first, min(first + _SLOPE_ROWS, vocab))
+                for block in blocks:
                     weight_slope[block] += gradient[:, block].T @ states
             if bias_slope is not None:
                 bias_slope[:vocab] += gradient.sum(0, dtype=dtype)
