@@ -38,9 +38,13 @@ class KdSettings(Settings):
 
     name: Literal["kd"]
     divergence: Divergence = Field("forward_kl", description="Between student q and teacher p; see `divergences.py`.")
-    beta: float | None = Field(None, ge=0, le=1, description="Teacher's share of the mixture in `jsd`, else none: 0.5.")
-    alpha: float | None = Field(None, ge=0, lt=1, description="Skew of `skew_kl` and `skew_rkl`, else none: 0.1.")
-    mu: float | None = Field(None, gt=0, lt=1, description="Probability of the head in `akl`, else none: 0.5.")
+    beta: float | None = Field(
+        None, ge=0, le=1, description="Teacher's share of `jsd`'s mixture: 0.5 there, no other reads it."
+    )
+    alpha: float | None = Field(
+        None, ge=0, lt=1, description="Skew of `skew_kl` and `skew_rkl`: 0.1 there, no other reads it."
+    )
+    mu: float | None = Field(None, gt=0, lt=1, description="Probability of `akl`'s head: 0.5 there, no other reads it.")
     temperature: float = Field(1.0, gt=0, description=_TEMPERATURE)
     ce_weight: float = Field(
         0.0, ge=0, le=1, description="Share of cross-entropy on the recorded responses; rollouts have none."

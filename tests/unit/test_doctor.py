@@ -61,6 +61,25 @@ def test_each_mistake_has_its_line(good: dict, field: str, value: object, expect
     assert any(expected in line for line in found), found
 
 
+@pytest.mark.parametrize(
+    ("on_policy", "fields"),
+    [(0.0, {"data.valid"}), (0.5, {"data.train", "data.valid"}), (1.0, {"data.train", "data.valid"})],
+)
+def test_context_is_checked_for_what_is_sampled(good: dict, on_policy: float, fields: set[str]) -> None:
+    """Validation samples wherever there is a teacher; training only where some steps are on-policy."""
+    objective = {"name": "kd", "on_policy": on_policy}
+    found = problems(change(good, "rollout.max_new_tokens", 250) | {"objective": objective})
+    too_long = {line.split(" = ")[0] for line in found if "sequences may reach 314 tokens" in line}
+    assert too_long == fields
+
+
+def test_gkd_with_the_teachers_tokens_is_noted_not_refused(good: dict) -> None:
+    config = Config.model_validate(good | {"objective": {"name": "gkd"}})
+    report = examine(config, 2)
+    assert not report.problems
+    assert any("rollout.alpha=0" in notice for notice in report.notices)
+
+
 def test_too_few_ranks_for_tensor_parallelism(good: dict) -> None:
     found = problems(good | {"parallel": {"student_tp": 4, "teacher_tp": 4}})
     assert any("parallel.student_tp = 4: does not divide the 2 ranks" in line for line in found)

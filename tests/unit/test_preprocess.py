@@ -189,6 +189,10 @@ def test_plain_text_is_packed_without_loss(recipe: Recipe, tokenizer: PreTrained
     assert {len(row["input_ids"]) for row in rows} == {16}
     batch = TextRecords(tmp_path / "out", "data.plain_text").batch([0, 1])
     assert (batch.prompt_ids.shape, batch.response_ids.shape) == ((2, 1), (2, 15))
+    for length in (0, 1):
+        empty = Recipe(recipe.tokenizer, "alpaca", max_prompt=256, max_length=length)
+        with pytest.raises(BadInput, match="leaves no token to predict"):
+            preprocess(data, tmp_path / "out3", empty, kind="text", workers=1)
     write(tmp_path / "c.jsonl", {"txt": "x"})
     with pytest.raises(BadInput, match="needs a 'text' field"):
         preprocess([str(tmp_path / "c.jsonl")], tmp_path / "out2", chunks, kind="text", workers=1)
