@@ -208,7 +208,9 @@ def test_the_teacher_rests_once_all_rows_have_ended(pair: tuple, flips: list[int
     chance = Randomness(coin, token_uniforms(settings, 0, 0, rows))
     for ends in (every_token_ends, torch.tensor([0, 1, 2, 3])):
         with torch.no_grad():
-            rollouts, _ = decode(*pair, prompts(8), chance, settings, ends, VOCAB)
+            rollouts, calls = decode(*pair, prompts(8), chance, settings, ends, VOCAB)
+        if ends is every_token_ends:
+            assert calls == 1, "every row had ended and was scored after the first"
         with torch.no_grad():
             logits = pair[1](**rollouts.model_inputs()).logits[:, rollouts.prompt_ids.shape[1] - 1 : -1]
         fresh = logits.log_softmax(-1).gather(-1, rollouts.response_ids[..., None]).squeeze(-1)
