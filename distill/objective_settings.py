@@ -10,16 +10,67 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_rkl", "
 
 _ON_POLICY = "Share of the optimizer steps that take fresh rollouts; the others take the recorded responses."
 _TEMPERATURE = "Softens both models' distributions within the divergence, which is then multiplied by its square."
+_ALPHA = "Skew: the student's share in the mixture that stands in for the model compared with."
 
 
-class SftSettings(Settings):
-    """Supervised fine-tuning: cross-entropy on the recorded responses. With responses that the teacher wrote
-    (`data_prep.teacher_responses`) this is sequence-level distillation, SeqKD."""
+class Objective(Settings):
+    """What every objective says of the run it needs."""
+
+    needs_teacher: ClassVar[bool] = True
+    own_tokenizer: ClassVar[bool] = False
+    """Whether the teacher may have a tokenizer of its own."""
+
+    @property
+    def share(self) -> float:
+        """Of the optimizer steps, those that take rollouts; the others take the recorded responses."""
+        return 0.0
+
+    @property
+    def samples(self) -> bool:
+        """Whether rollouts take part."""
+        return self.share > 0
+
+    @property
+    def reads_responses(self) -> bool:
+        """Whether recorded responses take part."""
+        return self.share < 1
+
+
+class Mixable(Objective):
+    """An objective for recorded responses, rollouts, or a mix of both."""
+
+    on_policy: float = Field(0.0, ge=0, le=1, description=_ON_POLICY)
+
+    @property
+    def share(self) -> float:
+        """As the user says."""
+        return self.on_policy
+
+
+class Sampled(Objective):
+    """An objective for rollouts alone."""
+
+    @property
+    def share(self) -> float:
+        """Every step."""
+        return 1.0
+
+
+class SftSettings(Objective):
+    """Supervised fine-tuning: cross-entropy on the recorded responses."""
 
     needs_teacher: ClassVar[bool] = False
-    on_policy: ClassVar[float] = 0.0
 
     name: Literal["sft"]
+
+
+class SeqKdSettings(Objective):
+    """Sequence-level distillation: cross-entropy on responses that the teacher wrote (`data_prep.teacher_responses`);
+    the ground truth is refused."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    name: Literal["seqkd"]
 
 
 # The knob that a divergence reads, with its default.
@@ -31,10 +82,8 @@ _KNOBS: dict[str, dict[str, float]] = {
 }
 
 
-class KdSettings(Settings):
+class KdSettings(Mixable):
     """Word-level distillation: a divergence between student and teacher at every response token."""
-
-    needs_teacher: ClassVar[bool] = True
 
     name: Literal["kd"]
     divergence: Divergence = Field("forward_kl", description="Between student q and teacher p; see `divergences.py`.")
@@ -49,7 +98,6 @@ class KdSettings(Settings):
     ce_weight: float = Field(
         0.0, ge=0, le=1, description="Share of cross-entropy on the recorded responses; rollouts have none."
     )
-    on_policy: float = Field(0.0, ge=0, le=1, description=_ON_POLICY)
 
     @model_validator(mode="before")
     @classmethod
@@ -68,18 +116,16 @@ class KdSettings(Settings):
             raise ValueError(f"divergence {divergence} does not read it; remove it")
         return value
 
-    @field_validator("on_policy")
+    @field_validator("ce_weight")
     @classmethod
-    def _leaves_recorded_responses(cls, value: float, info: ValidationInfo) -> float:
-        if value == 1 and info.data.get("ce_weight"):
-            raise ValueError("leaves no recorded responses for ce_weight; lower it or remove ce_weight")
+    def _has_recorded_responses(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("on_policy") == 1:
+            raise ValueError("on_policy = 1 leaves no recorded responses for it; lower on_policy or remove ce_weight")
         return value
 
 
-class GkdSettings(Settings):
+class GkdSettings(Mixable):
     """GKD (arXiv 2306.13649): JSD(β) on a mix of sampled and recorded responses."""
-
-    needs_teacher: ClassVar[bool] = True
 
     name: Literal["gkd"]
     beta: float = Field(0.5, ge=0, le=1, description="0: forward KL, 1: reverse KL, between them the JSD.")
@@ -87,11 +133,72 @@ class GkdSettings(Settings):
     on_policy: float = Field(0.5, ge=0, le=1, description=_ON_POLICY)
 
 
-class OpdSettings(Settings):
-    """On-policy distillation: policy gradient with the advantage log p − log q_old of the sampled token alone."""
+class DistillmSettings(Objective):
+    """DistiLLM (arXiv 2402.03898): skew divergence on recorded responses and, with a probability that grows whenever
+    validation loss rises, on the student's own from a replay buffer."""
 
-    needs_teacher: ClassVar[bool] = True
-    on_policy: ClassVar[float] = 1.0
+    name: Literal["distillm"]
+    divergence: Literal["skew_kl", "skew_rkl"] = Field("skew_rkl", description="Forward or reverse; `divergences.py`.")
+    alpha: float = Field(0.1, gt=0, lt=1, description=_ALPHA)
+    start: float = Field(0.0, ge=0, le=1, description="Probability of a replay step at the first step.")
+    increase: float = Field(0.1, gt=0, le=1, description="Added to it when validation loss has risen.")
+    tolerance: float = Field(0.1, ge=0, description="Rise of validation loss that counts, in nats a token.")
+    adapt_every: int = Field(100, gt=0, description="Steps between looks at validation loss.")
+    replay: int = Field(1024, gt=0, description="Newest rollouts kept for replay, over all ranks.")
+
+    @property
+    def share(self) -> float:
+        """Neither none nor all: it grows as the run goes."""
+        return 0.5
+
+
+class Distillm2Settings(Objective):
+    """DistiLLM-2 (arXiv 2503.07067): for each prompt the teacher's recorded response under (2 − β)·skew KL, and the
+    student's own under β·skew reverse KL."""
+
+    name: Literal["distillm2"]
+    alpha: float = Field(0.1, gt=0, lt=1, description=_ALPHA)
+    beta: float = Field(1.0, ge=0, le=2, description="Weight of the student's responses; 2 − β is the teacher's.")
+
+    @property
+    def share(self) -> float:
+        """Half of every step."""
+        return 0.5
+
+
+class TaidSettings(Mixable):
+    """TAID (arXiv 2501.16937): forward KL to a target that moves from the student's own logits to the teacher's."""
+
+    name: Literal["taid"]
+    start: float = Field(0.4, ge=0, le=1, description="Teacher's share t of the target's logits at the first step.")
+    end: float = Field(1.0, ge=0, le=1, description="t at the last step, and its bound.")
+    momentum: float = Field(0.99, ge=0, lt=1, description="Of the loss's relative fall, which drives t.")
+    step_size: float = Field(5e-4, ge=0, description="Most that t gains a step beyond its straight line.")
+
+    @model_validator(mode="after")
+    def _moves_forward(self) -> "TaidSettings":
+        if self.end < self.start:
+            raise ValueError(f"taid's end = {self.end} lies before its start = {self.start}")
+        return self
+
+
+class UldSettings(Mixable):
+    """Universal logit distillation (arXiv 2402.12030), for a teacher with another tokenizer: distance of the sorted
+    probabilities, position by position."""
+
+    own_tokenizer: ClassVar[bool] = True
+
+    name: Literal["uld"]
+    ce_weight: float = Field(
+        0.4,
+        ge=0,
+        le=1,
+        description="Share of cross-entropy on the recorded responses, rollouts have none; the paper's is 0.4.",
+    )
+
+
+class OpdSettings(Sampled):
+    """On-policy distillation: policy gradient with the advantage log p − log q_old of the sampled token alone."""
 
     name: Literal["opd"]
     reward_clip: float | None = Field(None, gt=0, description="Advantages are clipped to ± this; none: no clip.")
@@ -121,12 +228,9 @@ _MINILLM_PRESETS: dict[str, dict[str, Any]] = {
 _MINILLM_PRESETS["default"] = _MINILLM_PRESETS["lmops"] | {"whitening": "tokens"}
 
 
-class MiniLLMSettings(Settings):
+class MiniLLMSettings(Sampled):
     """MiniLLM (arXiv 2306.08543): reverse-KL policy gradient with a single-step term. The preset fills every
     knob that is not given."""
-
-    needs_teacher: ClassVar[bool] = True
-    on_policy: ClassVar[float] = 1.0
 
     name: Literal["minillm"]
     preset: Literal["default", "paper", "lmops"] = Field("default", description="Fills the knobs that are not given.")
@@ -168,13 +272,29 @@ class MiniLLMSettings(Settings):
         return _MINILLM_PRESETS.get(preset, _MINILLM_PRESETS["default"]) | given
 
 
-AnyObjective = SftSettings | KdSettings | GkdSettings | OpdSettings | MiniLLMSettings
+AnyObjective = (
+    SftSettings
+    | SeqKdSettings
+    | KdSettings
+    | GkdSettings
+    | DistillmSettings
+    | Distillm2Settings
+    | TaidSettings
+    | UldSettings
+    | OpdSettings
+    | MiniLLMSettings
+)
 ObjectiveSettings = Annotated[AnyObjective, Field(discriminator="name")]
 
-OBJECTIVES: dict[str, type[Settings]] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "sft": SftSettings,
+    "seqkd": SeqKdSettings,
     "kd": KdSettings,
     "gkd": GkdSettings,
+    "distillm": DistillmSettings,
+    "distillm2": Distillm2Settings,
+    "taid": TaidSettings,
+    "uld": UldSettings,
     "opd": OpdSettings,
     "minillm": MiniLLMSettings,
 }

@@ -5,8 +5,8 @@ the model's output predicts all responses. Padding is known by lengths; no token
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from typing import Any, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,11 @@ class TokenBatch:
     prompt_lengths: Int[Tensor, " batch"]
     response_ids: Int[Tensor, "batch response"]
     response_lengths: Int[Tensor, " batch"]
+    _: KW_ONLY
+    teacher_hidden: Float[Tensor, "batch response hidden"] | None = None
+    """The teacher's final hidden state that predicts each response token; on the host where it is kept there."""
+    teacher_lengths: Int[Tensor, " batch"] | None = None
+    """How many response tokens a teacher with another tokenizer has a state for; it reads the text its own way."""
 
     @property
     def response_mask(self) -> Bool[Tensor, "batch response"]:
@@ -44,7 +49,7 @@ class TokenBatch:
 
     def rows(self, index: Sequence[int] | slice | Tensor) -> Self:
         """The chosen rows, in that order, without the padding that none of them needs."""
-        picked: dict[str, Any] = {name: value[index] for name, value in self.tensors().items()}
+        picked: dict[str, Any] = {name: value[_on(value.device, index)] for name, value in self.tensors().items()}
         longest_prompt = int(picked["prompt_lengths"].max())
         longest_response = int(picked["response_lengths"].max())
         for name, value in picked.items():
@@ -86,12 +91,15 @@ class Rollouts(TokenBatch):
     """Whether the coin gave this token to the teacher."""
     ended: Bool[Tensor, " batch"]
     """Whether the response ended by itself rather than at the length limit."""
-    teacher_hidden: Float[Tensor, "batch response hidden"] | None = None
-    """The teacher's final hidden state that predicts each response token."""
+    teacher_forwards: Int[Tensor, " batch"] | None = None
+    """How many states the teacher computed to predict the row's response tokens; one a token, if none was in vain."""
     student_hidden: Float[Tensor, "batch response hidden"] | None = None
     """The student's, where the rollout worker was asked to keep them."""
     advantages: Float[Tensor, "batch response"] | None = None
     """Normalised reward-to-go, filled in by the objective for one optimizer step."""
+
+
+B = TypeVar("B", bound=TokenBatch)
 
 
 def pad_rows(rows: Sequence[Tensor], width: int, left: bool = False) -> Tensor:
@@ -102,8 +110,12 @@ def pad_rows(rows: Sequence[Tensor], width: int, left: bool = False) -> Tensor:
     return out
 
 
-def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
-    """Join rollouts of different widths, padding each to the widest."""
+def _on(device: torch.device, index: Sequence[int] | slice | Tensor) -> Sequence[int] | slice | Tensor:
+    return index.to(device) if isinstance(index, Tensor) else index
+
+
+def concatenate(parts: Sequence[B]) -> B:
+    """Join batches of different widths, padding each to the widest."""
     prompt_width = max(part.prompt_ids.shape[1] for part in parts)
     response_width = max(part.response_ids.shape[1] for part in parts)
     joined: dict[str, Any] = {}
@@ -113,7 +125,7 @@ def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
             left = name == "prompt_ids"
             values = [_widen(value, prompt_width if left else response_width, left) for value in values]
         joined[name] = torch.cat(values)
-    return Rollouts(**joined)
+    return type(parts[0])(**joined)
 
 
 def _widen(value: Tensor, width: int, left: bool) -> Tensor:

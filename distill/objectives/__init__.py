@@ -1,10 +1,24 @@
 """Objective name → objective. Each is a pure function of tensors: sums over tokens, no collectives, no DeepSpeed."""
 
-from distill.objective_settings import AnyObjective, GkdSettings, KdSettings, MiniLLMSettings, OpdSettings
-from distill.objectives.kd import Kd
+from distill.objective_settings import (
+    AnyObjective,
+    Distillm2Settings,
+    DistillmSettings,
+    GkdSettings,
+    KdSettings,
+    MiniLLMSettings,
+    OpdSettings,
+    SeqKdSettings,
+    SftSettings,
+    TaidSettings,
+    UldSettings,
+)
 from distill.objectives.minillm import MiniLLM
 from distill.objectives.supervised import Sft
+from distill.objectives.taid import Taid
 from distill.objectives.terms import LossTerms, Objective
+from distill.objectives.uld import Uld
+from distill.objectives.word_level import Distillm2, Kd
 
 __all__ = ["LossTerms", "Objective", "build"]
 
@@ -12,17 +26,24 @@ __all__ = ["LossTerms", "Objective", "build"]
 def build(settings: AnyObjective) -> Objective:
     """The objective that `objective.name` asks for."""
     match settings:
-        case MiniLLMSettings():
-            return MiniLLM(settings)
+        case SftSettings() | SeqKdSettings():
+            return Sft()
         case KdSettings():
-            return Kd(settings)
+            return Kd.of(settings)
         case GkdSettings():
-            common = {"temperature": settings.temperature, "on_policy": settings.on_policy}
-            return Kd(KdSettings(name="kd", divergence="jsd", beta=settings.beta, **common))
+            return Kd("jsd", settings.temperature, beta=settings.beta)
+        case DistillmSettings():
+            return Kd(settings.divergence, alpha=settings.alpha)
+        case Distillm2Settings():
+            return Distillm2(settings)
+        case TaidSettings():
+            return Taid(settings)
+        case UldSettings():
+            return Uld(settings)
         case OpdSettings():
             return MiniLLM(_sampled_token_only(settings))
-        case _:
-            return Sft()
+        case MiniLLMSettings():
+            return MiniLLM(settings)
 
 
 def _sampled_token_only(settings: OpdSettings) -> MiniLLMSettings:

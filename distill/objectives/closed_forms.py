@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.objectives.divergences import LogProbs, akl_head_share, mix
+from distill.objectives.divergences import LogProbs, akl_head_share, mix, padded
 
 ValueAndGradient = tuple[Float[Tensor, " n"], Float[Tensor, "n vocab"]]
 ClosedForm = Callable[[LogProbs, LogProbs], ValueAndGradient]
 
-# In place of log 0: its products with probability 0 are 0, and a token that one model rules out costs a lot, not inf.
-_LOWEST = -1e30
+LOWEST = -1e30
+"""In place of log 0: its products with probability 0 are 0, and what one model rules out costs a lot, not inf."""
 
 
 def reverse_kl_parts(
@@ -24,7 +24,7 @@ def reverse_kl_parts(
 ) -> tuple[Float[Tensor, "n vocab"], Float[Tensor, "n vocab"], Float[Tensor, " n"]]:
     """q, d = log q − log p and KL(q‖p) = Σ_v q_v d_v; the gradient is q_v (d_v − KL)."""
     q = student.exp()
-    difference = student.clamp_min(_LOWEST).sub_(teacher.clamp_min(_LOWEST))
+    difference = student.clamp_min(LOWEST).sub_(teacher.clamp_min(LOWEST))
     return q, difference, torch.linalg.vecdot(q, difference)
 
 
@@ -37,7 +37,7 @@ def reverse_kl(student: LogProbs, teacher: LogProbs) -> ValueAndGradient:
 def forward_kl(student: LogProbs, teacher: LogProbs) -> ValueAndGradient:
     """KL(p‖q): the gradient is q − p."""
     p = teacher.exp()
-    difference = teacher.clamp_min(_LOWEST).sub_(student.clamp_min(_LOWEST))
+    difference = teacher.clamp_min(LOWEST).sub_(student.clamp_min(LOWEST))
     return torch.linalg.vecdot(p, difference), student.exp().sub_(p)
 
 
@@ -45,9 +45,9 @@ def jsd(student: LogProbs, teacher: LogProbs, beta: float) -> ValueAndGradient:
     """β KL(p‖m) + (1 − β) KL(q‖m), m = βp + (1 − β)q: g = (1 − β) log(q/m), the other terms cancel."""
     if beta in (0, 1):
         return reverse_kl(student, teacher) if beta else forward_kl(student, teacher)
-    q, p, mixture = student.exp(), teacher.exp(), mix(teacher, student, beta).clamp_min_(_LOWEST)
-    to_student = student.clamp_min(_LOWEST).sub_(mixture)
-    to_teacher = teacher.clamp_min(_LOWEST).sub_(mixture)
+    q, p, mixture = student.exp(), teacher.exp(), mix(teacher, student, beta).clamp_min_(LOWEST)
+    to_student = student.clamp_min(LOWEST).sub_(mixture)
+    to_teacher = teacher.clamp_min(LOWEST).sub_(mixture)
     value = beta * torch.linalg.vecdot(p, to_teacher) + (1 - beta) * torch.linalg.vecdot(q, to_student)
     return value, _through_softmax(q, (1 - beta) * to_student)
 
@@ -56,8 +56,8 @@ def skew_kl(student: LogProbs, teacher: LogProbs, alpha: float) -> ValueAndGradi
     """KL(p‖m), m = αp + (1 − α)q: g = −(1 − α) p/m."""
     if alpha == 0:
         return forward_kl(student, teacher)
-    q, p, mixture = student.exp(), teacher.exp(), mix(teacher, student, alpha).clamp_min_(_LOWEST)
-    to_teacher = teacher.clamp_min(_LOWEST).sub_(mixture)
+    q, p, mixture = student.exp(), teacher.exp(), mix(teacher, student, alpha).clamp_min_(LOWEST)
+    to_teacher = teacher.clamp_min(LOWEST).sub_(mixture)
     value = torch.linalg.vecdot(p, to_teacher)
     return value, _through_softmax(q, _ratio(to_teacher, p).mul_(alpha - 1))
 
@@ -66,8 +66,8 @@ def skew_rkl(student: LogProbs, teacher: LogProbs, alpha: float) -> ValueAndGrad
     """KL(q‖m), m = (1 − α)p + αq: g = log(q/m) + 1 − α q/m."""
     if alpha == 0:
         return reverse_kl(student, teacher)
-    q, mixture = student.exp(), mix(student, teacher, alpha).clamp_min_(_LOWEST)
-    to_student = student.clamp_min(_LOWEST).sub_(mixture)
+    q, mixture = student.exp(), mix(student, teacher, alpha).clamp_min_(LOWEST)
+    to_student = student.clamp_min(LOWEST).sub_(mixture)
     value = torch.linalg.vecdot(q, to_student)
     return value, _through_softmax(q, to_student - alpha * _ratio(to_student, q))
 
@@ -86,6 +86,16 @@ def akl(student: LogProbs, teacher: LogProbs, mu: float) -> ValueAndGradient:
     reverse, reverse_gradient = reverse_kl(student, teacher)
     gradient = share[:, None] * forward_gradient + (1 - share)[:, None] * reverse_gradient
     return share * forward + (1 - share) * reverse, gradient
+
+
+def sorted_distance(student: LogProbs, teacher: Float[Tensor, "n teacher_vocab"]) -> ValueAndGradient:
+    """Σ_i |p_(i) − q_(i)|: g_v = sign(q_v − p at v's rank)."""
+    q = student.exp()
+    ordered, order = q.sort(dim=-1, descending=True)
+    p = padded(teacher.exp().sort(dim=-1, descending=True).values, q.shape[1])
+    gap = padded(ordered, p.shape[1]) - p
+    slope = torch.empty_like(q).scatter_(-1, order, gap[:, : q.shape[1]].sign())
+    return gap.abs().sum(-1), _through_softmax(q, slope)
 
 
 def tempered(form: ClosedForm, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> ValueAndGradient:

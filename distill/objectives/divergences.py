@@ -93,6 +93,21 @@ def akl_head_share(q: Float[Tensor, "n vocab"], p: Float[Tensor, "n vocab"], mu:
     return torch.where(total > 0, head / total.clamp_min(torch.finfo(total.dtype).tiny), 0.5)
 
 
+def sorted_distance(student: LogProbs, teacher: Float[Tensor, "n teacher_vocab"]) -> Float[Tensor, " n"]:
+    """Σ_i |p_(i) − q_(i)| over probabilities in descending order (ULD, arXiv 2402.12030), within [0, 2].
+
+    The vocabularies may differ; the smaller is filled up with tokens of probability 0.
+    """
+    q, p = (of.exp().sort(dim=-1, descending=True).values for of in (student, teacher.detach()))
+    width = max(q.shape[1], p.shape[1])
+    return (padded(q, width) - padded(p, width)).abs().sum(-1)
+
+
+def padded(probabilities: Float[Tensor, "n vocab"], width: int) -> Float[Tensor, "n width"]:
+    """At least `width` columns, the new ones 0."""
+    return torch.nn.functional.pad(probabilities, (0, max(width - probabilities.shape[1], 0)))
+
+
 def entropy(logprobs: LogProbs, probabilities: Float[Tensor, "n vocab"] | None = None) -> Float[Tensor, " n"]:
     """−Σ_v p_v log p_v at each position, in nats; `probabilities` where the caller has them already."""
     weights = logprobs.exp() if probabilities is None else probabilities

@@ -16,8 +16,8 @@ from distill.objectives.chunked import ChunkLogits, SumOverTokens
 from distill.objectives.closed_forms import reverse_kl_parts
 from distill.objectives.divergences import entropy, log_probabilities
 from distill.objectives.returns import reward_to_go, token_rewards, whiten
-from distill.objectives.supervised import cross_entropy
-from distill.objectives.terms import LossTerms, Reduce
+from distill.objectives.supervised import add_at, cross_entropy
+from distill.objectives.terms import LossTerms, Objective, Reduce
 
 
 def clipped_policy_gradient(
@@ -38,10 +38,11 @@ def clipped_policy_gradient(
     return torch.maximum(plain, clipped), torch.where(clipped > plain, 0.0, plain)
 
 
-class MiniLLM:
+class MiniLLM(Objective):
     """Long + Single on rollouts. Advantages are prepared once an optimizer step, over all its micro-batches."""
 
     def __init__(self, settings: MiniLLMSettings):
+        super().__init__()
         self.settings = settings
 
     def prepare(self, micro_batches: Sequence[TokenBatch], reduce: Reduce) -> Sequence[TokenBatch]:
@@ -91,7 +92,7 @@ class MiniLLM:
                 gradient.sub_(slope[:, None]).mul_(q)
             else:
                 gradient = -slope[:, None] * q
-            gradient[torch.arange(len(y), device=y.device), y] += slope
+            add_at(gradient, y, slope)
             sums = {
                 "loss/long": long,
                 "loss/single": single,

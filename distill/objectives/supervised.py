@@ -1,7 +1,5 @@
 """Losses on given text: SFT, and the plain-text term L_PT of MiniLLM."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,12 +7,20 @@ from torch import Tensor
 from distill.data.batches import TokenBatch
 from distill.objectives.chunked import ChunkLogits, SumOverTokens
 from distill.objectives.divergences import entropy, log_probabilities
-from distill.objectives.terms import LossTerms, Reduce
+from distill.objectives.terms import LossTerms, Objective
 
 
 def cross_entropy(logprobs: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """−log q(target) at each position."""
     return -logprobs.gather(-1, targets[:, None]).squeeze(-1)
+
+
+def add_at(
+    gradient: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"], amount: float | Float[Tensor, " n"]
+) -> Float[Tensor, "n vocab"]:
+    """Add, in place, to each row's target."""
+    gradient[torch.arange(len(targets), device=targets.device), targets] += amount
+    return gradient
 
 
 def soft_and_hard_cross_entropy(
@@ -32,8 +38,7 @@ def soft_and_hard_cross_entropy(
 
     def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
         log_q = log_probabilities(logits)
-        gradient = log_q.exp()
-        gradient[torch.arange(len(logits), device=logits.device), targets[tokens]] -= 1 - soft
+        gradient = add_at(log_q.exp(), targets[tokens], soft - 1)
         loss = (1 - soft) * cross_entropy(log_q, targets[tokens]).sum()
         if soft and teacher is not None:
             p = log_probabilities(teacher(tokens)).exp()
@@ -57,12 +62,8 @@ def plain_text_loss(
     return LossTerms(total, {"loss/lm": total.detach()})
 
 
-class Sft:
+class Sft(Objective):
     """Cross-entropy on the recorded responses."""
-
-    def prepare(self, micro_batches: Sequence[TokenBatch], reduce: Reduce) -> Sequence[TokenBatch]:
-        """Nothing to prepare."""
-        return micro_batches
 
     def loss(self, student: SumOverTokens, teacher: ChunkLogits | None, batch: TokenBatch) -> LossTerms:
         """Σ −log q(y_t | y_<t, x) over the responses."""

@@ -1,8 +1,8 @@
 """What an objective gives back, and what it must offer."""
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,13 +23,21 @@ class LossTerms:
     """Detached sums over the same tokens, each to be divided by the same count."""
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """A loss on micro-batches. Its tokens are the real response tokens only, in row order."""
 
-    def prepare(self, micro_batches: Sequence[TokenBatch], reduce: Reduce) -> Sequence[TokenBatch]:
-        """What must be known of the whole optimizer step before its first micro-batch."""
-        ...
+    def __init__(self) -> None:
+        self.memory: dict[str, float] = {}
+        """What it has learnt from the run so far; every rank holds the same, and a checkpoint keeps it."""
 
+    def prepare(self, micro_batches: Sequence[TokenBatch], reduce: Reduce) -> Sequence[TokenBatch]:
+        """What must be known of the whole optimizer step before its first micro-batch; most need nothing."""
+        return micro_batches
+
+    @abstractmethod
     def loss(self, student: SumOverTokens, teacher: ChunkLogits | None, batch: TokenBatch) -> LossTerms:
         """Sum of the per-token losses of one micro-batch; `student` is called once, with a closed form of them."""
-        ...
+
+    def advance(self, figures: Mapping[str, float], progress: float) -> dict[str, float]:
+        """The memory after a finished step, of this record; `progress` is the share of the run's steps that is done."""
+        return self.memory

@@ -26,6 +26,7 @@ CASES: dict[str, tuple[str, dict[str, float]]] = {
     "skew_rkl 0": ("skew_rkl", {"alpha": 0.0}),
     "tvd": ("tvd", {}),
     "akl": ("akl", {"mu": 0.5}),
+    "sorted_distance": ("sorted_distance", {}),
 }
 each = pytest.mark.parametrize("case", CASES)
 
@@ -69,6 +70,8 @@ def naive(case: str, q: list[float], p: list[float]) -> float:
         return kl(q, mixed(q, p, knobs["alpha"]))
     if name == "tvd":
         return sum(abs(x - y) for x, y in zip(p, q, strict=True)) / 2
+    if name == "sorted_distance":
+        return sum(abs(x - y) for x, y in zip(sorted(p), sorted(q), strict=True))
     mass, head, total = 0.0, 0.0, 0.0
     for x, y in sorted(zip(p, q, strict=True), reverse=True):
         head += abs(x - y) if mass < knobs["mu"] else 0.0
@@ -116,6 +119,7 @@ def test_worked_by_hand() -> None:
         "jsd 0.5": 0.5 * (0.75 * math.log(1.2) + 0.25 * math.log(2 / 3))
         + 0.5 * (0.5 * math.log(0.8) + 0.5 * math.log(4 / 3)),
         "tvd": 0.25,
+        "sorted_distance": 0.5,
     }.items():
         assert float(plain(case)(log_q, log_p)) == pytest.approx(expected, rel=1e-12)
 
@@ -127,6 +131,20 @@ def test_zero_with_no_gradient_where_the_models_agree(case: str) -> None:
     value, gradient = closed(case)(log_q.clone(), log_q.clone())
     torch.testing.assert_close(value, torch.zeros_like(value), rtol=0, atol=1e-12)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(4, 9), (9, 4)])
+def test_sorted_distance_of_vocabularies_of_two_sizes(ours: int, theirs: int) -> None:
+    """A token that one of them lacks has probability 0 there."""
+    student, teacher = logits(5, ours)[0].requires_grad_(), logits(5, theirs, seed=3)[1]
+    expected = divergences.sorted_distance(student.log_softmax(-1), teacher.log_softmax(-1))
+    for row in range(5):
+        q, p = (sorted(z[row].softmax(-1).tolist(), reverse=True) for z in (student, teacher))
+        wide = [abs(a - b) for a, b in zip(q + [0.0] * (9 - ours), p + [0.0] * (9 - theirs), strict=True)]
+        assert float(expected[row]) == pytest.approx(sum(wide), rel=1e-12)
+    value, gradient = closed_forms.sorted_distance(student.detach().log_softmax(-1), teacher.log_softmax(-1))
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), student)[0], rtol=1e-9, atol=1e-12)
 
 
 def test_jsd_tends_to_the_kls() -> None:

@@ -1,6 +1,7 @@
 """KD, GKD and sampled-token policy gradient: the whole loss of a micro-batch against autograd and naive loops, fp64."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,6 +62,45 @@ def test_cross_entropy_is_left_out_on_rollouts() -> None:
         objective(name="kd", ce_weight=c).loss(over(student), teacher.__getitem__, rollouts).total for c in (0.7, 0.0)
     )
     assert float(with_ce) == float(without)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
+def test_distillm2_takes_each_kind_of_response_its_own_way(beta: float) -> None:
+    batch, student, teacher = recorded()
+    rollouts, sampled, sampled_teacher = random_rollouts(seed=1)
+    both = objective(name="distillm2", alpha=0.2, beta=beta)
+    for rows, z_q, z_p, name, weight in (
+        (batch, student, teacher, "skew_kl", 2 - beta),
+        (rollouts, sampled.requires_grad_(), sampled_teacher, "skew_rkl", beta),
+    ):
+        terms = both.loss(over(z_q), z_p.__getitem__, rows)
+        plain = getattr(divergences, name)(z_q.log_softmax(-1), z_p.log_softmax(-1), 0.2).sum()
+        torch.testing.assert_close(terms.total, weight * plain, rtol=1e-10, atol=1e-12)
+        (got,), (expected,) = (torch.autograd.grad(total, z_q) for total in (terms.total, weight * plain))
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)
+        assert float(terms.metrics[f"loss/{name}"]) == pytest.approx(float(plain), rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["recorded", "sampled"])
+def test_uld_compares_as_far_as_both_readings_reach(kind: str) -> None:
+    batch, student, _ = recorded()
+    if kind == "sampled":
+        batch, student, _ = random_rollouts()
+        student.requires_grad_()
+    teacher = torch.randn(len(student), 13, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    reach = (batch.response_lengths - 2).clamp_min(0)
+    c = 0.3
+    batch = replace(batch, teacher_lengths=reach)
+    terms = objective(name="uld", ce_weight=c).loss(over(student), teacher.__getitem__, batch)
+    distance = divergences.sorted_distance(student.log_softmax(-1), teacher.log_softmax(-1))
+    counted = [n for n, (row, t) in enumerate(batch.response_mask.nonzero().tolist()) if t < int(reach[row])]
+    assert 0 < len(counted) < len(student)
+    targets = batch.response_ids[batch.response_mask]
+    hard = torch.nn.functional.cross_entropy(student, targets, reduction="sum")
+    expected = (1 - c) * distance[counted].sum() + c * hard if kind == "recorded" else distance[counted].sum()
+    torch.testing.assert_close(terms.total, expected, rtol=1e-10, atol=1e-12)
+    (got,), (wanted,) = (torch.autograd.grad(total, student) for total in (terms.total, expected))
+    torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-12)
 
 
 def test_gkd_is_jsd() -> None:
