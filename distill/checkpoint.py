@@ -7,7 +7,7 @@ leaves the previous checkpoint whole.
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -34,6 +34,8 @@ class RunState:
     """Training time so far, evaluation and saving excluded."""
     best: float | None = None
     """Best validation figure so far."""
+    memory: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What `source`, `objective` and `updater` have learnt or counted."""
     wandb_id: str | None = None
 
 
@@ -103,14 +105,14 @@ def latest(folder: Path) -> Found | None:
 
 
 def restore(folder: Path, tag: str, student: Engine, topology: Topology) -> Rollouts | None:
-    """Load weights, optimizer, schedule and RNG; hand back this rank's rollouts in progress. Collective."""
+    """Load weights, optimizer, schedule and RNG; hand back this rank's rollouts, on the host. Collective."""
     root = folder / CHECKPOINTS
     student.load(root, tag)
     rng = torch.load(root / tag / f"rng-{topology.rank}.pt", weights_only=True)
     torch.set_rng_state(rng["cpu"])
     get_accelerator().set_rng_state(rng["device"])
     path = root / tag / f"rollouts-{topology.rank}.safetensors"
-    return Rollouts(**load_file(path)).to(topology.device) if path.exists() else None
+    return Rollouts(**load_file(path)) if path.exists() else None
 
 
 def write_student(folder: Path, student: Engine, tokenizer: PreTrainedTokenizerBase, card: str) -> None:

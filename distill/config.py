@@ -61,6 +61,9 @@ class RolloutSettings(Settings):
     batch: int = Field(32, gt=0, description="Rows decoded together on one rank.")
     per_round: int = Field(256, gt=0, description="Rollouts sampled before each set of inner epochs.")
     inner_epochs: int = Field(4, gt=0, description="Passes over each round's rollouts.")
+    teacher_cache: Literal["device", "host"] = Field(
+        "device", description="Where the teacher's final hidden states wait for the loss; `host`: pinned memory."
+    )
 
 
 class OptimSettings(Settings):

@@ -38,3 +38,9 @@ def peak_memory_gib() -> float:
     if accelerator.device_name() == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return accelerator.max_memory_allocated() / 2**30
+
+
+def on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in host memory, pinned where that speeds the way back."""
+    accelerator, tensor = get_accelerator(), tensor.cpu()
+    return tensor if accelerator.is_pinned(tensor) else accelerator.pin_memory(tensor)

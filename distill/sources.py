@@ -1,10 +1,10 @@
-"""Where an optimizer step's micro-batches come from: recorded responses, or fresh rollouts.
+"""Where an optimizer step's micro-batches come from: recorded responses, fresh rollouts, or both.
 
-Both are pure functions of (seed, step), so resuming needs nothing but the step and the rollouts in progress.
+Each is a pure function of (seed, step, memory), so resuming needs nothing but these and the rollouts in progress.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from distill.data.batches import Rollouts, TokenBatch
 from distill.data.loading import InstructionRecords, TextRecords
 from distill.data.sampler import ShuffledStream
 from distill.rollout.worker import RolloutWorker
+from distill.teacher import Teacher
 from distill.telemetry import progress
 from distill.topology import Topology
 
@@ -21,32 +22,35 @@ from distill.topology import Topology
 _MIX, RECORDED_IN_MIX = 2**31, 2**31 + 1
 
 
-class Source(Protocol):
+class Source(ABC):
     """Gives this rank's micro-batches of an optimizer step; all ranks get equally many."""
 
-    rollouts: Rollouts | None
-    """Of the round in progress, for the checkpoint."""
+    def __init__(self) -> None:
+        self.memory: dict[str, float] = {}
+        """What it has learnt from the run so far; every rank holds the same, and a checkpoint keeps it."""
+        self.fresh: Rollouts | None = None
+        """Those sampled for the latest step, if any were."""
 
+    @abstractmethod
     def minibatch(self, step: int) -> Sequence[TokenBatch]:
-        """Micro-batches of optimizer step `step` (0-based)."""
-        ...
+        """Micro-batches of optimizer step `step` (0-based). Collective."""
 
-    def starts_round(self, step: int) -> bool:
-        """Whether step `step` samples new rollouts."""
-        ...
+    def in_use(self) -> Rollouts | None:
+        """This rank's rollouts that later steps will need, for the checkpoint."""
+        return None
+
+    def resume(self, rollouts: Rollouts | None, memory: dict[str, float]) -> None:
+        """Go on where a checkpoint was written, with what it kept of `in_use` and `memory`."""
+        self.memory = memory
 
 
-class RecordedSource:
+class RecordedSource(Source):
     """The data set's own responses."""
 
     def __init__(self, records: InstructionRecords | TextRecords, config: Config, topology: Topology, axis: int = 0):
+        super().__init__()
         self.records, self.optim, self.topology = records, config.optim, topology
         self.stream = ShuffledStream(len(records), config.run.seed, axis)
-        self.rollouts: Rollouts | None = None
-
-    def starts_round(self, step: int) -> bool:
-        """Never: nothing is sampled."""
-        return False
 
     def minibatch(self, step: int) -> Sequence[TokenBatch]:
         """This rank's rows of global batch number `step`."""
@@ -55,72 +59,128 @@ class RecordedSource:
         return self.records.batch(indices).to(topology.device).split(self.optim.micro_batch)
 
 
-class MixedSource:
+class MixedSource(Source):
     """Recorded responses or fresh rollouts, step by step by a coin of the seed."""
 
     def __init__(self, recorded: Source, sampled: Source, share: float, seed: int):
+        super().__init__()
         self.recorded, self.sampled, self.share, self.seed = recorded, sampled, share, seed
-
-    @property
-    def rollouts(self) -> Rollouts | None:
-        """Of the round in progress."""
-        return self.sampled.rollouts
-
-    @rollouts.setter
-    def rollouts(self, value: Rollouts | None) -> None:
-        self.sampled.rollouts = value
-
-    def _turn(self, step: int) -> tuple[bool, int]:
-        """Whether step `step` samples, and how many steps of its kind came before."""
-        coins = np.random.default_rng([self.seed, _MIX]).random(step + 1) < self.share
-        return bool(coins[step]), int((coins[:step] == coins[step]).sum())
-
-    def starts_round(self, step: int) -> bool:
-        """Whether step `step` samples new rollouts."""
-        samples, number = self._turn(step)
-        return samples and self.sampled.starts_round(number)
 
     def minibatch(self, step: int) -> Sequence[TokenBatch]:
         """This rank's rows of optimizer step `step`."""
-        samples, number = self._turn(step)
-        return (self.sampled if samples else self.recorded).minibatch(number)
+        coins = np.random.default_rng([self.seed, _MIX]).random(step + 1) < self.share
+        # Its number among the steps of its kind.
+        number = int((coins[:step] == coins[step]).sum())
+        micro_batches = (self.sampled if coins[step] else self.recorded).minibatch(number)
+        self.fresh = self.sampled.fresh if coins[step] else None
+        return micro_batches
+
+    def in_use(self) -> Rollouts | None:
+        """Of the round in progress."""
+        return self.sampled.in_use()
+
+    def resume(self, rollouts: Rollouts | None, memory: dict[str, float]) -> None:
+        """Hand the rollouts on to where they came from."""
+        self.sampled.resume(rollouts, memory)
 
 
-class RolloutSource:
+class Sampler:
+    """Samples the responses to a shuffled stream of prompts, and sees to it that the teacher has read them."""
+
+    def __init__(
+        self,
+        records: InstructionRecords,
+        worker: RolloutWorker,
+        teacher: Teacher | None,
+        config: Config,
+        topology: Topology,
+    ):
+        self.records, self.worker, self.teacher = records, worker, teacher
+        self.topology, self.micro_batch = topology, config.optim.micro_batch
+        self.stream = ShuffledStream(len(records), config.run.seed)
+
+    def prompts(self, round_index: int, count: int) -> list[int]:
+        """This rank's records of round `round_index`, of `count` over all ranks."""
+        return self.stream.take(round_index * count, count, self.topology.dp_rank, self.topology.dp_size)
+
+    def sample(self, round_index: int, count: int) -> Rollouts:
+        """Their rollouts. Collective."""
+        topology, indices = self.topology, self.prompts(round_index, count)
+        row_ids = torch.arange(topology.dp_rank, count, topology.dp_size)
+        with progress(len(indices), f"rollouts of round {round_index + 1}", topology.is_writer) as bar:
+            rollouts = self.worker.collect(self.records.batch(indices), row_ids, round_index, bar.update)
+        return self.worker.place(self.teacher.sampled(rollouts, self.micro_batch)) if self.teacher else rollouts
+
+
+class RolloutSource(Source):
     """Rollouts of the current student: `per_round` are sampled, then passed over `inner_epochs` times."""
 
-    def __init__(self, records: InstructionRecords, worker: RolloutWorker, config: Config, topology: Topology):
-        self.records, self.worker, self.config, self.topology = records, worker, config, topology
-        self.stream = ShuffledStream(len(records), config.run.seed)
-        self.batches_per_epoch = config.rollout.per_round // config.optim.batch_size
-        self.rollouts: Rollouts | None = None
+    def __init__(self, sampler: Sampler, config: Config, batch_size: int):
+        super().__init__()
+        self.sampler, self.config = sampler, config
+        self.batch_size = batch_size
+        """Rollouts in one step, over all ranks."""
+        self.batches_per_epoch = config.rollout.per_round // batch_size
+        self._rollouts: Rollouts | None = None
 
-    @property
-    def steps_per_round(self) -> int:
-        """Optimizer steps from one sampling to the next."""
-        return self.batches_per_epoch * self.config.rollout.inner_epochs
+    def place_of(self, step: int) -> tuple[int, slice]:
+        """The round that `step` belongs to, and its rows of this rank's share of it.
 
-    def starts_round(self, step: int) -> bool:
-        """Whether step `step` samples anew."""
-        return step % self.steps_per_round == 0
+        The prompts came shuffled. A mini-batch is a block of the round's global order, so that any number of ranks
+        makes the same ones; later epochs change the order of the blocks.
+        """
+        round_index, within = divmod(step, self.batches_per_epoch * self.config.rollout.inner_epochs)
+        epoch, number = divmod(within, self.batches_per_epoch)
+        order = np.random.default_rng([self.config.run.seed, round_index, epoch]).permutation(self.batches_per_epoch)
+        size = self.batch_size // self.sampler.topology.dp_size
+        return round_index, slice(int(order[number]) * size, (int(order[number]) + 1) * size)
 
     def minibatch(self, step: int) -> Sequence[TokenBatch]:
         """This rank's rows of one mini-batch of the current round; samples the round where it starts."""
-        round_index, within = divmod(step, self.steps_per_round)
-        if within == 0:
-            self.rollouts = self._sample(round_index)
-        assert self.rollouts is not None, "a run resumed within a round must restore its rollouts"
-        epoch, number = divmod(within, self.batches_per_epoch)
-        # The prompts came shuffled. A mini-batch is a block of the round's global order, so that any number of ranks
-        # makes the same ones; later epochs change the order of the blocks.
-        order = np.random.default_rng([self.config.run.seed, round_index, epoch]).permutation(self.batches_per_epoch)
-        size = self.config.optim.batch_size // self.topology.dp_size
-        start = int(order[number]) * size
-        return self.rollouts.rows(slice(start, start + size)).split(self.config.optim.micro_batch)
+        round_index, rows = self.place_of(step)
+        starts = step == 0 or self.place_of(step - 1)[0] != round_index
+        self.fresh = self.sampler.sample(round_index, self.config.rollout.per_round) if starts else None
+        self._rollouts = self.fresh or self._rollouts
+        assert self._rollouts is not None, "a run resumed within a round must restore its rollouts"
+        return self._rollouts.rows(rows).split(self.config.optim.micro_batch)
 
-    def _sample(self, round_index: int) -> Rollouts:
-        count, topology = self.config.rollout.per_round, self.topology
-        indices = self.stream.take(round_index * count, count, topology.dp_rank, topology.dp_size)
-        row_ids = torch.arange(topology.dp_rank, count, topology.dp_size)
-        with progress(len(indices), f"rollouts of round {round_index + 1}", topology.is_writer) as bar:
-            return self.worker.collect(self.records.batch(indices), row_ids, round_index, bar.update)
+    def in_use(self) -> Rollouts | None:
+        """The round in progress."""
+        return self._rollouts
+
+    def resume(self, rollouts: Rollouts | None, memory: dict[str, float]) -> None:
+        """Put the rollouts back where they were."""
+        self._rollouts = None if rollouts is None else self.sampler.worker.place(rollouts)
+
+
+class PairedSource(Source):
+    """For each prompt of a step the student's fresh response and the recorded one: half the batch each."""
+
+    def __init__(self, sampler: Sampler, teacher: Teacher, config: Config):
+        super().__init__()
+        self.sampler, self.teacher, self.config = sampler, teacher, config
+        self.sampled = RolloutSource(sampler, config, config.optim.batch_size // 2)
+        self._recorded: TokenBatch | None = None
+
+    def minibatch(self, step: int) -> Sequence[TokenBatch]:
+        """Rollouts first, then the recorded responses to the same prompts."""
+        micro_batches = self.sampled.minibatch(step)
+        self.fresh = self.sampled.fresh
+        round_index, rows = self.sampled.place_of(step)
+        if self._recorded is None or self.fresh is not None:
+            self._recorded = self._read(round_index)
+        return [*micro_batches, *self._recorded.rows(rows).split(self.config.optim.micro_batch)]
+
+    def _read(self, round_index: int) -> TokenBatch:
+        """The round's recorded responses with the teacher's states: it reads them once, like the rollouts."""
+        indices = self.sampler.prompts(round_index, self.config.rollout.per_round)
+        batch = self.sampler.records.batch(indices).to(self.sampler.topology.device)
+        return self.teacher.read_in_parts(batch, self.config.optim.micro_batch)
+
+    def in_use(self) -> Rollouts | None:
+        """Of the round in progress."""
+        return self.sampled.in_use()
+
+    def resume(self, rollouts: Rollouts | None, memory: dict[str, float]) -> None:
+        """Hand the rollouts on; the teacher reads the recorded responses again."""
+        self.sampled.resume(rollouts, memory)

@@ -7,18 +7,29 @@ import torch
 
 from distill import checkpoint, objectives
 from distill.checkpoint import RunState
-from distill.config import RESOLVED, Config, dump
+from distill.config import RESOLVED, Config, ModelSettings, dump
 from distill.data.batches import Rollouts
 from distill.data.loading import InstructionRecords, open_plain_text
+from distill.data.translation import Translator
 from distill.engine import Engine, read_deepspeed_json, resolve_dtype
 from distill.evaluation.validation import Validation
 from distill.host import peak_memory_gib
 from distill.model_card import model_card
 from distill.models.loading import load_config, load_generation_config, load_tokenizer
 from distill.models.vocabulary import eos_ids, shared_vocabulary
-from distill.objective_settings import MiniLLMSettings
+from distill.objective_settings import Distillm2Settings, DistillmSettings, MiniLLMSettings
+from distill.replay import ReplaySource
 from distill.rollout.worker import RolloutWorker
-from distill.sources import RECORDED_IN_MIX, MixedSource, RecordedSource, RolloutSource, Source
+from distill.sources import (
+    RECORDED_IN_MIX,
+    MixedSource,
+    PairedSource,
+    RecordedSource,
+    RolloutSource,
+    Sampler,
+    Source,
+)
+from distill.teacher import Teacher
 from distill.telemetry import Stopwatch, Telemetry
 from distill.topology import Topology
 from distill.update import Updater
@@ -59,8 +70,9 @@ class Run:
 
     def _load_models(self) -> None:
         config, topology = self.config, self.topology
-        teacher = config.teacher if config.objective.needs_teacher else None
-        models = [config.student, teacher] if teacher else [config.student]
+        given = config.teacher if config.objective.needs_teacher else None
+        apart = config.objective.own_tokenizer
+        models = [config.student] if given is None or apart else [config.student, given]
         model_configs = [load_config(model, "student.path or teacher.path") for model in models]
         self.tokenizer = load_tokenizer(config.student.path, "student.path", config.student.trust_remote_code)
         self.eos_ids = eos_ids(self.tokenizer, [*model_configs, *map(load_generation_config, models)])
@@ -68,30 +80,58 @@ class Run:
         deepspeed_json, dtype = read_deepspeed_json(config.parallel.deepspeed), resolve_dtype(config.precision)
         tp = config.parallel
         self.student = Engine(config.student, deepspeed_json, dtype, topology, vocab, tp.student_tp, config.optim)
-        self.teacher = Engine(teacher, deepspeed_json, dtype, topology, vocab, tp.teacher_tp) if teacher else None
+        self.teacher: Teacher | None = None
+        if given is not None:
+            translate, theirs = self._translator(given) if apart else (None, vocab)
+            engine = Engine(given, deepspeed_json, dtype, topology, theirs, tp.teacher_tp)
+            self.teacher = Teacher(engine, topology, translate)
+
+    def _translator(self, teacher: ModelSettings) -> tuple[Translator, int]:
+        """From the student's tokens to those of a teacher with another tokenizer, and how many it has."""
+        tokenizer = load_tokenizer(teacher.path, "teacher.path", teacher.trust_remote_code)
+        model_config = load_config(teacher, "teacher.path")
+        longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+        return Translator(self.tokenizer, tokenizer, longest), shared_vocabulary(tokenizer, model_config)
 
     def _open_data(self) -> None:
         config, topology = self.config, self.topology
+        # A teacher with another tokenizer can neither mix into a rollout nor score its tokens.
+        alike = self.teacher.engine if self.teacher and not config.objective.own_tokenizer else None
+        self.validation: Validation | None = None
+        if config.data.valid:
+            self.validation = Validation(config, self.student, alike, self.tokenizer, self.eos_ids, topology)
         records = InstructionRecords(config.data.train, "data.train")
         self.source: Source = RecordedSource(records, config, topology)
-        if share := config.objective.on_policy:
-            worker = RolloutWorker(self.student, self.teacher, config.rollout, self.eos_ids, config.run.seed, topology)
-            rollouts = RolloutSource(records, worker, config, topology)
-            recorded = RecordedSource(records, config, topology, RECORDED_IN_MIX)
-            self.source = rollouts if share == 1 else MixedSource(recorded, rollouts, share, config.run.seed)
+        if config.objective.samples:
+            worker = RolloutWorker(self.student, alike, config.rollout, self.eos_ids, config.run.seed, topology)
+            self.source = self._sampling(records, Sampler(records, worker, self.teacher, config, topology))
         self.plain_text: Source | None = None
         if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):
             texts = open_plain_text(config.data.plain_text, "data.plain_text")
             self.plain_text = RecordedSource(texts, config, topology)
-        self.validation: Validation | None = None
-        if config.data.valid:
-            self.validation = Validation(config, self.student, self.teacher, self.tokenizer, self.eos_ids, topology)
+
+    def _sampling(self, records: InstructionRecords, sampler: Sampler) -> Source:
+        config, objective = self.config, self.config.objective
+        recorded = RecordedSource(records, config, self.topology, RECORDED_IN_MIX)
+        if isinstance(objective, DistillmSettings):
+            assert self.validation is not None
+            return ReplaySource(recorded, sampler, self.validation.loss, objective, config)
+        if isinstance(objective, Distillm2Settings):
+            assert self.teacher is not None
+            return PairedSource(sampler, self.teacher, config)
+        rollouts = RolloutSource(sampler, config, config.optim.batch_size)
+        if not objective.reads_responses:
+            return rollouts
+        return MixedSource(recorded, rollouts, objective.share, config.run.seed)
 
     def _resume(self) -> RunState:
         found = checkpoint.latest(self.folder)
         if found is None:
             return RunState()
-        self.source.rollouts = checkpoint.restore(self.folder, found.tag, self.student, self.topology)
+        rollouts = checkpoint.restore(self.folder, found.tag, self.student, self.topology)
+        self.source.resume(rollouts, found.state.memory.get("source", {}))
+        self.objective.memory = found.state.memory.get("objective", {})
+        self.updater.memory = found.state.memory.get("updater", {})
         return found.state
 
     @property
@@ -109,6 +149,8 @@ class Run:
             micro_batches = self.source.minibatch(step)
             plain_text = self.plain_text.minibatch(step) if self.plain_text else []
         figures = self.updater.step(micro_batches, plain_text)
+        figures |= {f"adaptive/{name}": value for name, value in (self.source.memory | self.objective.memory).items()}
+        self.objective.memory = self.objective.advance(figures, (step + 1) / self.config.optim.steps)
         # The slowest rank's clock is everyone's: all must agree when the time is up.
         seconds = self.topology.max_over_ranks(time.perf_counter() - started)
         self.state = replace(self.state, step=step + 1, seconds=self.state.seconds + seconds)
@@ -124,10 +166,8 @@ class Run:
         if step % config.log.every == 0 or self.done:
             memory = {"memory/peak_gib": self.topology.max_over_ranks(peak_memory_gib())}
             self.telemetry.log(step, figures | phases | memory)
-        rollouts = self.source.rollouts
-        wanted = self.topology.is_writer and config.log.samples > 0
-        if wanted and rollouts is not None and self.source.starts_round(step - 1):
-            self.telemetry.samples(step, self._as_text(rollouts.rows(slice(0, config.log.samples))))
+        if self.topology.is_writer and config.log.samples > 0 and self.source.fresh is not None:
+            self.telemetry.samples(step, self._as_text(self.source.fresh.rows(slice(0, config.log.samples))))
 
     def _as_text(self, rollouts: Rollouts) -> list[dict[str, object]]:
         texts: list[dict[str, object]] = []
@@ -157,8 +197,14 @@ class Run:
     def maybe_save(self) -> None:
         """Checkpoint when it is time, and at the end."""
         if self.done or self.state.step % self.config.checkpoint.every == 0:
+            memory = {
+                "source": self.source.memory,
+                "objective": self.objective.memory,
+                "updater": self.updater.memory,
+            }
+            self.state = replace(self.state, memory=memory)
             keep = self.config.checkpoint.keep
-            checkpoint.save(self.folder, self.state, self.student, self.source.rollouts, self.topology, keep)
+            checkpoint.save(self.folder, self.state, self.student, self.source.in_use(), self.topology, keep)
 
     def finish(self) -> None:
         """Without validation data the last student is the one to keep."""

@@ -9,8 +9,8 @@ from distill.data.batches import Rollouts, TokenBatch
 from distill.engine import Engine
 from distill.objective_settings import MiniLLMSettings
 from distill.objectives import LossTerms, Objective
-from distill.objectives.chunked import HiddenLogits
 from distill.objectives.supervised import plain_text_loss
+from distill.teacher import FORWARDS, TOKENS, Teacher
 from distill.telemetry import Stopwatch
 from distill.topology import Topology
 
@@ -21,10 +21,12 @@ class Updater:
     """Applies an objective to a student. One token count divides everything, so no split of the batch matters."""
 
     def __init__(
-        self, objective: Objective, student: Engine, teacher: Engine | None, topology: Topology, watch: Stopwatch
+        self, objective: Objective, student: Engine, teacher: Teacher | None, topology: Topology, watch: Stopwatch
     ):
         self.objective, self.student, self.teacher = objective, student, teacher
         self.topology, self.watch = topology, watch
+        self.memory: dict[str, float] = {}
+        """What the teacher has read in the run so far, over all ranks; a checkpoint keeps it."""
 
     def step(self, micro_batches: Sequence[TokenBatch], plain_text: Sequence[TokenBatch]) -> dict[str, float]:
         """One optimizer step on this rank's micro-batches; every rank brings equally many. Collective.
@@ -49,19 +51,18 @@ class Updater:
         with self.watch.phase("optimizer"):
             grad_norm = self.student.step()
         _add(sums, _rollout_sums(micro_batches), tokens.new_ones(()))
-        figures = derive(self._reduce(sums))
+        if self.teacher:
+            _add(sums, self.teacher.take_counts(), tokens.new_ones(()))
+        reduced = self._reduce(sums)
+        figures = derive(reduced) | self._passes(reduced)
         return figures | {"optim/grad_norm": grad_norm, "optim/lr": learning_rate, "tokens/response": float(tokens)}
 
     def _terms(self, batch: TokenBatch) -> LossTerms:
-        """The objective on one micro-batch; the teacher's part from the hidden states that a rollout has left."""
+        """The objective on one micro-batch."""
         if self.teacher is None:
             return self.student.loss(batch, lambda student: self.objective.loss(student, None, batch))
-        if isinstance(batch, Rollouts) and batch.teacher_hidden is not None:
-            hidden = batch.teacher_hidden[batch.response_mask]
-        else:
-            hidden = self.teacher.hidden(batch)
-        teacher = HiddenLogits(hidden, self.teacher.head_logits)
-        with self.teacher.head_gathered():
+        batch = self.teacher.known(batch)
+        with self.teacher.logits(batch) as teacher:
             return self.student.loss(batch, lambda student: self.objective.loss(student, teacher, batch))
 
     def _plain_text(self, batches: Sequence[TokenBatch], sums: Sums) -> None:
@@ -76,13 +77,18 @@ class Updater:
             self.student.accumulate(weighted, tokens)
             _add(sums, terms.metrics | {"loss/total": weighted.detach()}, tokens)
 
-    def _plain_text_terms(self, batch: TokenBatch, teacher: Engine, soft: float) -> LossTerms:
+    def _plain_text_terms(self, batch: TokenBatch, teacher: Teacher, soft: float) -> LossTerms:
         targets = batch.response_ids[batch.response_mask]
         if soft == 0:
             return self.student.loss(batch, lambda student: plain_text_loss(student, None, targets, 0.0))
-        logits = HiddenLogits(teacher.hidden(batch), teacher.head_logits)
-        with teacher.head_gathered():
+        with teacher.logits(teacher.known(batch)) as logits:
             return self.student.loss(batch, lambda student: plain_text_loss(student, logits, targets, soft))
+
+    def _passes(self, sums: dict[str, float]) -> dict[str, float]:
+        """How often the teacher has read each token, over the run."""
+        self.memory = {name: self.memory.get(name, 0.0) + sums.get(name, 0.0) for name in (FORWARDS, TOKENS)}
+        read = self.memory[TOKENS]
+        return {"teacher/forwards_per_token": self.memory[FORWARDS] / read} if read else {}
 
     def _count(self, batches: Sequence[TokenBatch]) -> Tensor:
         """Response tokens of the whole optimizer step: over all micro-batches and replicas."""
@@ -96,7 +102,7 @@ class Updater:
 
 
 def derive(sums: dict[str, float]) -> dict[str, float]:
-    """Replace sums over rollouts by the figures they make: means, rates, the weights' effective sample size."""
+    """Replace sums by the figures they make: means, rates, the weights' effective sample size."""
     figures = {name: value for name, value in sums.items() if not name.startswith("sum/")}
     if rows := sums.get("sum/rows"):
         tokens, weights = sums["sum/tokens"], sums["sum/weights"]

@@ -29,16 +29,15 @@ class Validation:
         self.records = InstructionRecords(config.data.valid, "data.valid")
         self.share = share(min(len(self.records), config.evaluation.prompts), topology)
         # The student as it will be used: alone, at temperature 1. The teacher only scores what it wrote.
-        alone = config.rollout.model_copy(update={"alpha": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0})
+        alone = config.rollout.model_copy(
+            update={"alpha": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "teacher_cache": "device"}
+        )
         self.worker = RolloutWorker(student, teacher, alone, eos_ids, config.run.seed, topology, keep_hidden=True)
 
     def run(self) -> tuple[dict[str, float], float]:
         """`valid/…` figures, and the one to maximise. Collective."""
-        micro_batch = self.config.optim.micro_batch
-        self.student.train(False)
         if self.teacher is None:
-            batch = self.records.batch(self.share.indices)
-            loss = mean_cross_entropy(self.student, batch, micro_batch, self.topology)
+            loss = self.loss()
             return {"valid/loss": loss}, -loss
         show = self.topology.is_writer
         # Always the same draws (round 0), so that two validations differ by the student alone.
@@ -52,3 +51,9 @@ class Validation:
         hidden = rollouts.student_hidden[mask], rollouts.teacher_hidden[mask]
         figures |= compare(self.student, self.teacher, *hidden, ON_STUDENT_TEXT, self.topology)
         return {f"valid/{name}": value for name, value in figures.items()}, figures["rouge_l"]
+
+    def loss(self) -> float:
+        """−log q per token of the recorded responses. Collective."""
+        self.student.train(False)
+        batch = self.records.batch(self.share.indices)
+        return mean_cross_entropy(self.student, batch, self.config.optim.micro_batch, self.topology)

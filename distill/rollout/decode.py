@@ -120,10 +120,12 @@ def _assemble(
     mask = responses.response_mask
     width = mask.shape[1]
     behavior = logprobs[:, :width]
-    weights, teacher_logprobs, teacher_hidden = torch.ones_like(behavior), torch.zeros_like(behavior), None
+    weights, teacher_logprobs = torch.ones_like(behavior), torch.zeros_like(behavior)
+    teacher_hidden = teacher_forwards = None
     if follower is not None:
         scores = follower.finish(responses.response_ids, responses.response_lengths)
         teacher_logprobs, teacher_hidden = scores.logprobs, scores.hidden
+        teacher_forwards = (scores.reads * mask).sum(1)
         # Where nothing was drawn the two are 0 and their weight is masked below.
         weights = importance_weights(proposed[:, :width], scores.proposed, alpha)
     return Rollouts(
@@ -137,4 +139,5 @@ def _assemble(
         from_teacher=coins[:, :width] & mask & (follower is not None),
         ended=ended,
         teacher_hidden=teacher_hidden,
+        teacher_forwards=teacher_forwards,
     )

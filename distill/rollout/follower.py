@@ -30,6 +30,8 @@ class Scores(NamedTuple):
     """Log-probability of its tempered, truncated proposal."""
     hidden: Float[Tensor, "batch response hidden"]
     """Final hidden states."""
+    reads: Int[Tensor, "batch response"]
+    """How often each of these states was computed."""
 
 
 class Follower:
@@ -43,6 +45,7 @@ class Follower:
             torch.zeros(shape, device=device),
             torch.zeros(shape, device=device),
             torch.zeros((*shape, model.config.get_text_config().hidden_size), dtype=model.dtype, device=device),
+            torch.zeros(shape, dtype=torch.int32, device=device),
         )
         self._rows = torch.arange(len(prompts), device=device)
         self._read = self._scored = 0
@@ -76,8 +79,7 @@ class Follower:
         width = tokens.shape[1]
         if self._scored < width and self._any_left(lengths):
             self._score(self._catch_up(tokens[:, :-1]), tokens)
-        logprobs, proposed, hidden = (values[:, :width] for values in self._scores)
-        return Scores(logprobs, proposed, hidden)
+        return Scores(*(values[:, :width] for values in self._scores))
 
     def _any_left(self, lengths: Int[Tensor, " batch"]) -> bool:
         """Let rows go that have ended and are scored; whether one stays."""
@@ -91,7 +93,9 @@ class Follower:
         """Hidden states of the columns from the first not yet scored on."""
         block = self.reader.read(tokens[self._rows, self._read :])
         self._read = tokens.shape[1]
-        self._scores.hidden[self._rows, self._scored : self._scored + block.shape[1]] = block
+        columns = slice(self._scored, self._scored + block.shape[1])
+        self._scores.hidden[self._rows, columns] = block
+        self._scores.reads[self._rows, columns] += 1
         return block
 
     def _score(self, hidden: Float[Tensor, "rows new hidden"], tokens: Int[Tensor, "batch so_far"]) -> None:

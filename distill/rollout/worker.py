@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from distill.config import RolloutSettings
 from distill.data.batches import Rollouts, TokenBatch, concatenate
+from distill.host import on_host
 from distill.rollout.decode import Randomness, decode
 from distill.rollout.sampling import coins, token_uniforms
 from distill.topology import Topology
@@ -86,9 +88,16 @@ class RolloutWorker:
                     self.topology.agree_in_replica,
                     self.keep_hidden,
                 )
-                parts.append(rollouts)
+                parts.append(self.place(rollouts))
                 progress(len(index))
-        return concatenate(parts).rows(order.argsort().to(self.device))
+        return self.place(concatenate(parts).rows(order.argsort()))
+
+    def place(self, rollouts: Rollouts) -> Rollouts:
+        """On the device, but for the teacher's hidden states where `rollout.teacher_cache` wants them on the host."""
+        hidden = rollouts.teacher_hidden
+        if hidden is None or self.settings.teacher_cache == "device":
+            return rollouts.to(self.device)
+        return replace(replace(rollouts, teacher_hidden=None).to(self.device), teacher_hidden=on_host(hidden))
 
     def _randomness(self, row_ids: Int[Tensor, " batch"], round_index: int) -> Randomness:
         flips = coins(self.settings, self.seed, round_index, row_ids)

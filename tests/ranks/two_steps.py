@@ -25,7 +25,7 @@ def main() -> None:
     run = Run(config, topology)
     figures = [run.step() for _ in range(2)]
     weights = run.student.state_dict()
-    rollouts = run.source.rollouts
+    rollouts = run.source.in_use()
     sampled = []
     if rollouts is not None:
         mine = [
