@@ -3,8 +3,8 @@
     deepspeed --num_accelerators 2 --no_local_rank --module data_prep.teacher_responses \\
         --teacher DIR --data train.jsonl dev.jsonl --greedy-data test.jsonl --out answered --max-new-tokens 64
 
-Every file comes back in the folder `--out`, each line with `output` set to the model's answer and `complete` to whether
-it ended by itself.
+Every file comes back in the folder `--out`, each line with `output` set to the model's answer, `complete` to
+whether it ended by itself, and `written_by` to the model.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def answer(args: argparse.Namespace) -> None:
             worker = RolloutWorker(teacher, None, settings, vocabulary.eos_ids, args.seed, topology)
             answers = _respond(worker, [ids for file in files for ids in file.prompts], vocabulary, topology, what)
             if topology.is_writer:
-                _write(files, iter(answers))
+                _write(files, iter(answers), args.teacher)
     topology.barrier()
 
 
@@ -109,10 +109,11 @@ def _respond(
     return [everyone[index] for index in range(len(prompts))]
 
 
-def _write(files: list[PromptFile], answers: Iterator[tuple[str, bool]]) -> None:
+def _write(files: list[PromptFile], answers: Iterator[tuple[str, bool]], teacher: str) -> None:
     for file in files:
         for record in file.records:
             record["output"], record["complete"] = next(answers)
+            record["written_by"] = teacher
         _write_jsonl(file.out, file.records)
         print(f"{file.out}: {len(file.records)} responses")
 

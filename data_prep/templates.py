@@ -21,6 +21,8 @@ class Example:
     """False when the response was cut at a length limit: it then gets no EOS."""
     answered: bool = False
     """The record had a place for responses, even if they are empty."""
+    written_by: str = ""
+    """The model that wrote the responses; empty for people, or when it is not known."""
     verbatim: bool = False
     """The prompt came ready-made in a `prompt` field and is not wrapped in the alpaca template."""
     instruction: str = ""
@@ -43,6 +45,7 @@ def parse(record: Any, default_id: str) -> Example:
         "id": str(record.get("id", default_id)),
         "complete": _boolean(record, "complete"),
         "answered": "output" in record,
+        "written_by": _text(record, "written_by", needed=False),
     }
     if "messages" in record:
         turns = _messages(record["messages"])

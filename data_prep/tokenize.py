@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_prep.sources import parse_json
 from data_prep.templates import Malformed, parse, render
+from distill.data.records import WRITTEN_BY_A_MODEL
 from distill.errors import BadInput, Problem
 from distill.models.loading import load_tokenizer
 
@@ -76,6 +77,7 @@ def tokenize_instructions(lines: list[Line]) -> Chunk:
         counts["kept"] += 1
         counts["kept: response cut at MAX_LENGTH"] += len(response_ids) > room
         counts["kept: without a response"] += not response_ids
+        counts[WRITTEN_BY_A_MODEL] += bool(example.written_by)
         rows.append(
             {
                 "id": example.id,

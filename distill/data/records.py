@@ -18,6 +18,9 @@ from distill.errors import BadInput, Problem
 MANIFEST = "records.json"
 Kind = Literal["instructions", "text"]
 
+WRITTEN_BY_A_MODEL = "kept: written by a model"
+"""The count of records whose response names its writer, as `data_prep.teacher_responses` does."""
+
 INSTRUCTION_FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),

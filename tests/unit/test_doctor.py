@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_llama
+from conftest import tiny_llama, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.preprocess import preprocess
@@ -106,7 +106,71 @@ def test_other_tokenizer_and_other_eos(good: dict, tokenizer: PreTrainedTokenize
     other.save_pretrained(tmp_path / "other")
     found = problems(change(good, "teacher.path", str(tmp_path / "other")))
     assert any("its EOS is '<|user|>', the student's is '<eos>'" in line for line in found)
-    assert any("is not the student's" in line for line in found)
+    assert any("is not the student's" in line and "objective uld, which takes any teacher" in line for line in found)
+
+
+@pytest.fixture
+def foreign(good: dict, corpus: list[str], tmp_path: Path) -> dict:
+    """A run whose teacher has another tokenizer, on recorded responses."""
+    tokenizer = train_tokenizer(corpus, size=380, special=["<end>"])
+    tokenizer.save_pretrained(tmp_path / "foreign")
+    tiny_llama(len(tokenizer), 1, 0).save_pretrained(tmp_path / "foreign")
+    del good["rollout"]
+    return change(good, "teacher.path", str(tmp_path / "foreign"))
+
+
+def test_uld_takes_a_teacher_with_another_tokenizer(foreign: dict, models_dir: Path) -> None:
+    assert problems(foreign | {"objective": {"name": "uld"}}) == []
+    same = change(foreign, "teacher.path", str(models_dir / "teacher")) | {"objective": {"name": "uld"}}
+    assert any("kd compares them token by token" in line for line in examine(Config.model_validate(same), 2).notices)
+
+
+def test_uld_cannot_mix_the_teacher_in(foreign: dict) -> None:
+    sampling = foreign | {"objective": {"name": "uld", "on_policy": 0.5}}
+    wanted = "rollout.alpha = 0.2: objective uld: the teacher's tokens are not the student's"
+    assert any(wanted in line for line in problems(sampling))
+    assert not any("rollout.alpha" in line for line in problems(sampling | {"rollout": {"alpha": 0, "per_round": 8}}))
+
+
+def test_settings_that_the_objective_does_not_read(good: dict) -> None:
+    """Sampling knobs are void on recorded responses, rounds in a replay buffer; length and batch serve validation."""
+    recorded = problems(good | {"objective": {"name": "kd"}, "rollout": {"alpha": 0, "batch": 8, "max_new_tokens": 9}})
+    assert recorded == ["rollout.alpha = 0.0: objective kd does not read it; remove it"]
+    replayed = problems(good | {"objective": {"name": "distillm"}, "rollout": {"max_new_tokens": 9, "inner_epochs": 1}})
+    assert replayed == ["rollout.inner_epochs = 1: objective distillm does not read it; remove it"]
+
+
+def test_distillm_needs_validation_records(good: dict) -> None:
+    del good["data"]["valid"]
+    found = problems(good | {"objective": {"name": "distillm"}, "rollout": {"max_new_tokens": 16}})
+    assert found == ["data.valid = None: distillm adapts to validation loss; give validation records"]
+
+
+def test_distillm2_splits_its_batch_in_two(good: dict) -> None:
+    pairs = good | {"objective": {"name": "distillm2"}}
+    assert problems(pairs) == []
+    found = problems(change(pairs, "optim.micro_batch", 4))
+    assert any("does not divide a rank's share of 2 sequences of either kind; give a divisor of 2" in x for x in found)
+    found = problems(change(pairs, "optim.batch_size", 6))
+    assert any("over 2 data-parallel ranks and two responses a prompt; give a multiple of 4" in x for x in found)
+
+
+def test_seqkd_refuses_the_ground_truth(good: dict, models_dir: Path, tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Why?", "output": "So.", "written_by": "a/teacher"},
+        {"instruction": "How?", "output": "So."},
+    ]
+    recipe = Recipe(str(models_dir / "student"), "chat", 64, 96)
+    del good["rollout"]
+    for name, kept in (("mixed", rows), ("written", rows[:1])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        preprocess([str(tmp_path / f"{name}.jsonl")], tmp_path / name, recipe, workers=1)
+    seqkd = good | {"objective": {"name": "seqkd"}}
+    assert problems(change(seqkd, "data.train", str(tmp_path / "written"))) == []
+    found = problems(change(seqkd, "data.train", str(tmp_path / "mixed")))
+    assert any(
+        "1 responses are not marked as a teacher's; seqkd never learns from the ground truth" in x for x in found
+    )
 
 
 def test_records_of_another_tokenizer(

@@ -1,0 +1,1 @@
+"""What `distill doctor` looks at, a file for each kind of mistake."""

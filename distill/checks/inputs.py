@@ -1,0 +1,162 @@
+"""Whether the models can be opened and fit each other, and the records fit them."""
+
+from pathlib import Path
+
+from transformers import PreTrainedConfig as ModelConfig
+from transformers import PreTrainedTokenizerBase
+
+from distill.checks.report import Report
+from distill.config import Config, ModelSettings
+from distill.data.records import WRITTEN_BY_A_MODEL, Kind, fingerprint, open_records, read_manifest
+from distill.errors import BadInput
+from distill.models.loading import load_config, load_tokenizer
+from distill.objective_settings import DistillmSettings, SeqKdSettings
+
+
+def check_models_and_data(config: Config, report: Report) -> None:
+    """All that reading the models' configurations, their tokenizers and the records' manifests can tell."""
+    needs_teacher = config.objective.needs_teacher
+    student = _open_model(config.student, "student", report)
+    teacher = _open_model(config.teacher, "teacher", report) if needs_teacher and config.teacher else None
+    if student:
+        _check_model(config, student, "student", report)
+    if student and teacher:
+        _check_model(config, teacher, "teacher", report)
+        (_check_strangers if config.objective.own_tokenizer else _check_pair)(config, student, teacher, report)
+    _check_data(config, student[1] if student else None, report)
+
+
+OpenedModel = tuple[ModelConfig, PreTrainedTokenizerBase]
+
+
+def _open_model(settings: ModelSettings, name: str, report: Report) -> OpenedModel | None:
+    try:
+        field_name = f"{name}.path"
+        model_config = load_config(settings, field_name)
+        return model_config, load_tokenizer(settings.path, field_name, settings.trust_remote_code)
+    except BadInput as error:
+        report.problems += error.problems
+        return None
+
+
+def _check_model(config: Config, model: OpenedModel, name: str, report: Report) -> None:
+    model_config, tokenizer = model[0].get_text_config(), model[1]
+    path = getattr(config, name).path
+    report.check(tokenizer.eos_token_id is not None, f"{name}.path", path, "its tokenizer has no EOS", "set eos_token")
+    if tokenizer.pad_token_id is None:
+        report.notices.append(f"{name}: the tokenizer has no pad token; none is needed, lengths tell padding")
+    heads, tp = getattr(model_config, "num_attention_heads", None), config.parallel.student_tp
+    if heads:
+        report.check(
+            heads % tp == 0,
+            f"parallel.{name}_tp",
+            tp,
+            f"does not divide the {name}'s {heads} attention heads",
+            "lower it",
+        )
+    context = getattr(model_config, "max_position_embeddings", None)
+    for field_name, longest, mend in _longest_sequences(config):
+        if context is None:
+            break  # no fixed limit
+        wrong = f"sequences may reach {longest} tokens, the {name}'s context has {context}"
+        report.check(longest <= context, field_name, longest, wrong, f"lower {mend} by {longest - context}")
+
+
+def _longest_sequences(config: Config) -> list[tuple[str, int, str]]:
+    """For each folder of records: its setting, the longest sequence it leads to, and what to lower."""
+    objective = config.objective
+    samples_valid = objective.needs_teacher and not objective.own_tokenizer
+    reads_valid = not samples_valid or isinstance(objective, DistillmSettings)
+    sampled = {"data.train": objective.samples, "data.valid": samples_valid, "data.plain_text": False}
+    recorded = {"data.train": objective.reads_responses, "data.valid": reads_valid, "data.plain_text": True}
+    found = []
+    for field_name, folder in _folders(config).items():
+        try:
+            settings = read_manifest(folder, field_name).settings
+        except BadInput:
+            continue  # reported with the data
+        if sampled[field_name]:
+            longest = settings.max_prompt + config.rollout.max_new_tokens
+            found.append((field_name, longest, "rollout.max_new_tokens, or MAX_PROMPT of `make preprocess`,"))
+        if recorded[field_name]:
+            found.append((field_name, settings.max_length, "MAX_LENGTH of `make preprocess`"))
+    return found
+
+
+def _folders(config: Config) -> dict[str, Path]:
+    """The record folders that the run names, by setting."""
+    data = config.data
+    folders = {"data.train": data.train, "data.valid": data.valid, "data.plain_text": data.plain_text}
+    return {name: folder for name, folder in folders.items() if folder is not None}
+
+
+def _check_pair(config: Config, student: OpenedModel, teacher: OpenedModel, report: Report) -> None:
+    assert config.teacher is not None
+    ours, theirs = student[1], teacher[1]
+    other = "choose a student and a teacher of one family, or objective uld, which takes any teacher"
+    report.check(
+        ours.eos_token_id == theirs.eos_token_id,
+        "teacher.path",
+        config.teacher.path,
+        f"its EOS is {theirs.eos_token!r}, the student's is {ours.eos_token!r}",
+        "set the same eos_token in both tokenizer configs, or take objective uld if the models are of two families",
+    )
+    report.check(
+        ours.get_vocab() == theirs.get_vocab() and fingerprint(ours) == fingerprint(theirs),
+        "teacher.path",
+        config.teacher.path,
+        f"its tokenizer ({len(theirs)} tokens) is not the student's ({len(ours)} tokens)",
+        other,
+    )
+    sizes = [model[0].get_text_config().vocab_size for model in (student, teacher)]
+    if len({*sizes, len(ours)}) > 1:
+        shared = min(*sizes, len(ours))
+        report.notices.append(
+            f"vocabularies: student {sizes[0]}, teacher {sizes[1]}, tokenizer {len(ours)}; "
+            f"the shared ids 0 to {shared - 1} are used, the rest is masked"
+        )
+
+
+def _check_strangers(config: Config, student: OpenedModel, teacher: OpenedModel, report: Report) -> None:
+    """Any two tokenizers will do; two of one kind deserve better."""
+    if fingerprint(student[1]) == fingerprint(teacher[1]):
+        report.notices.append(
+            f"{config.objective.name}: teacher and student have the same tokenizer; kd compares them token by token"
+        )
+
+
+def _check_data(config: Config, tokenizer: PreTrainedTokenizerBase | None, report: Report) -> None:
+    for name, folder in _folders(config).items():
+        try:
+            manifest = read_manifest(folder, name)
+            # L_PT takes either kind.
+            kind: Kind = manifest.kind if name == "data.plain_text" else "instructions"
+            open_records(folder, kind, name)
+        except BadInput as error:
+            report.problems += error.problems
+            continue
+        if tokenizer is not None:
+            report.check(
+                manifest.tokenizer == fingerprint(tokenizer),
+                name,
+                str(folder),
+                "was tokenised by another tokenizer than the student's",
+                "run `make preprocess` with TOKENIZER=<student.path>",
+            )
+        empty = manifest.counts.get("kept: without a response", 0)
+        needs_responses = config.objective.reads_responses or name != "data.train"
+        report.check(
+            not (needs_responses and empty),
+            name,
+            str(folder),
+            f"{empty} records have no response",
+            "write them first, e.g. with data_prep.teacher_responses",
+        )
+        by_people = manifest.counts.get("kept", 0) - manifest.counts.get(WRITTEN_BY_A_MODEL, 0)
+        report.check(
+            not (isinstance(config.objective, SeqKdSettings) and name == "data.train" and by_people),
+            name,
+            str(folder),
+            f"{by_people} responses are not marked as a teacher's; seqkd never learns from the ground truth",
+            "write them with data_prep.teacher_responses, or take objective sft",
+        )

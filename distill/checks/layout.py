@@ -1,0 +1,100 @@
+"""Whether the ranks, the batches and the machine fit together."""
+
+import os
+import shutil
+
+from deepspeed.accelerator import get_accelerator
+
+from distill.checks.report import Report
+from distill.config import Config
+from distill.engine import read_deepspeed_json
+from distill.errors import BadInput
+from distill.objective_settings import Distillm2Settings, DistillmSettings
+
+
+def check_parallel(config: Config, world_size: int | None, report: Report) -> None:
+    """The tensor-parallel degrees."""
+    tp = config.parallel
+    report.check(
+        tp.student_tp == tp.teacher_tp,
+        "parallel.teacher_tp",
+        tp.teacher_tp,
+        f"differs from parallel.student_tp = {tp.student_tp}; DeepSpeed has one tensor-parallel group a process",
+        "make them equal",
+    )
+    if world_size is not None:
+        report.check(
+            world_size % tp.student_tp == 0,
+            "parallel.student_tp",
+            tp.student_tp,
+            f"does not divide the {world_size} ranks",
+            f"start a multiple of {tp.student_tp} ranks or lower it",
+        )
+
+
+def check_batches(config: Config, world_size: int | None, report: Report) -> None:
+    """Batch sizes over replicas and micro-batches."""
+    optim, rollout = config.optim, config.rollout
+    replicas = 1 if world_size is None else max(world_size // config.parallel.student_tp, 1)
+    # DistiLLM-2 takes two sequences a prompt, in micro-batches of their own.
+    kinds = 2 if isinstance(config.objective, Distillm2Settings) else 1
+    share = optim.batch_size // (replicas * kinds)
+    report.check(
+        optim.batch_size % (replicas * kinds) == 0,
+        "optim.batch_size",
+        optim.batch_size,
+        f"does not divide over {replicas} data-parallel ranks" + (" and two responses a prompt" if kinds > 1 else ""),
+        f"give a multiple of {replicas * kinds}",
+    )
+    report.check(
+        share % optim.micro_batch == 0 and share > 0,
+        "optim.micro_batch",
+        optim.micro_batch,
+        f"does not divide a rank's share of {share} sequences" + (" of either kind" if kinds > 1 else ""),
+        f"give a divisor of {share}",
+    )
+    if config.objective.samples and not isinstance(config.objective, DistillmSettings):
+        report.check(
+            rollout.per_round % optim.batch_size == 0,
+            "rollout.per_round",
+            rollout.per_round,
+            f"is not a multiple of optim.batch_size = {optim.batch_size}",
+            f"give {max(rollout.per_round // optim.batch_size, 1) * optim.batch_size}",
+        )
+
+
+def check_machine(config: Config, report: Report) -> None:
+    """The DeepSpeed JSON, the compiler and the precision."""
+    cpu = get_accelerator().device_name() == "cpu"
+    try:
+        zero = read_deepspeed_json(config.parallel.deepspeed).get("zero_optimization", {})
+    except BadInput as error:
+        report.problems += error.problems
+        return
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
+    report.check(
+        stage in (0, 1, 2, 3), "zero_optimization.stage", stage, f"in {config.parallel.deepspeed}", "give 0, 1, 2 or 3"
+    )
+    if stage in (0, 1) and isinstance(zero, dict):
+        report.check(
+            not zero.get("overlap_comm"),
+            "zero_optimization.overlap_comm",
+            True,
+            f"works with stages 2 and 3 only, the stage is {stage}",
+            "set it to false",
+        )
+    compiler = os.environ.get("CXX", "g++")
+    report.check(
+        not cpu or shutil.which(compiler) is not None,
+        "CXX",
+        compiler,
+        "no such compiler; DeepSpeed builds its CPU communication with it",
+        "install g++ (Debian: apt-get install g++)",
+    )
+    report.check(
+        not (cpu and config.precision == "fp16"),
+        "precision",
+        "fp16",
+        "processors compute in bf16 or fp32",
+        "give auto, bf16 or fp32",
+    )

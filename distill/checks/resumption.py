@@ -1,0 +1,56 @@
+"""Whether a run folder can be continued with these settings and ranks."""
+
+from typing import Any
+
+from distill.checkpoint import latest
+from distill.checks.report import Report
+from distill.config import RESOLVED, Config, load
+from distill.errors import BadInput
+
+
+def check_resumption(config: Config, world_size: int | None, report: Report) -> None:
+    """A run folder that holds a checkpoint must get the settings and the ranks that wrote it."""
+    try:
+        found = latest(config.run.folder)
+    except BadInput as error:
+        report.problems += error.problems
+        return
+    if found is None:
+        return
+    for field_name, now, before in _changed_settings(config):
+        wrong = f"the run in {config.run.folder} was started with {before!r}"
+        report.check(False, field_name, now, wrong, "give the old value, or another run.folder")
+    if world_size is None:
+        return
+    layout, saved = (world_size, config.parallel.student_tp), (found.world_size, found.tp_size)
+    report.check(
+        layout == saved,
+        "run.folder",
+        str(config.run.folder),
+        f"its checkpoint was written by {saved[0]} ranks at TP {saved[1]}, these are {layout[0]} at TP {layout[1]}",
+        f"start {saved[0]} ranks, or another run.folder",
+    )
+
+
+# May differ between a run and its continuation: how long it goes on, and what is watched or kept of it.
+_FREE_SECTIONS = ("evaluation", "checkpoint", "log")
+_FREE_SETTINGS = ("optim.steps", "optim.max_minutes")
+
+
+def _changed_settings(config: Config) -> list[tuple[str, object, object]]:
+    """Settings that differ from those the run folder was started with: name, value now, value then."""
+    copy = config.run.folder / RESOLVED
+    if not copy.is_file():
+        return []
+    before = load(copy).model_dump(mode="json", exclude=set(_FREE_SECTIONS))
+    now = config.model_dump(mode="json", exclude=set(_FREE_SECTIONS))
+    ours, theirs = _flat(now), _flat(before)
+    names = [name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name)]
+    return [(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys(names) if name not in _FREE_SETTINGS]
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
