@@ -40,17 +40,21 @@ def corpus() -> list[str]:
     return [f"{row['instruction']} {row['input']}".strip() for row in rows]
 
 
-@pytest.fixture(scope="session")
-def tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(corpus: list[str], size: int, special: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer; the first special token is EOS."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    special = ["<eos>", "<|user|>", "<|assistant|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
+        corpus, trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet)
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=special[0])
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
+    fast = train_tokenizer(corpus, size=600, special=["<eos>", "<|user|>", "<|assistant|>"])
     fast.chat_template = CHAT
     return fast
 

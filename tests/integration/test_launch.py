@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,19 +21,21 @@ TIMINGS = ("time/", "memory/", "tokens/per_second")
 
 @pytest.fixture
 def recipe(models_dir: Path, records_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    def write(name: str, objective: str, **optim: object) -> Path:
-        config = {
+    def write(name: str, objective: str, settings: Mapping[str, object] = {}, **optim: object) -> Path:
+        config: dict[str, Any] = {
             "run": {"folder": str(tmp_path / name), "seed": 5},
             "student": {"path": str(models_dir / "student")},
             "teacher": {"path": str(models_dir / "teacher")},
             "data": {"train": str(records_dir / "train"), "valid": str(records_dir / "valid")},
-            "objective": {"name": objective},
+            "objective": {"name": objective, **settings},
             "precision": "fp32",
             "rollout": {"max_new_tokens": 12, "per_round": 16, "inner_epochs": 2, "batch": 8},
             "optim": {"lr": 5e-3, "batch_size": 8, "micro_batch": 2, "steps": 10, "schedule": "cosine"} | optim,
             "evaluation": {"every": 5, "prompts": 7},
             "checkpoint": {"every": 3},
         }
+        if objective in ("sft", "taid", "distillm"):  # no rounds of rollouts
+            config["rollout"] = {"max_new_tokens": 12, "batch": 8}
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config))
         return path
@@ -47,7 +50,16 @@ def records(run: Path, figures_only: bool = True) -> list[dict]:
     return rows
 
 
-@pytest.mark.parametrize("objective", ["sft", "minillm"])
+SURVIVORS: dict[str, dict[str, object]] = {
+    "sft": {},
+    "minillm": {},
+    "gkd": {"on_policy": 0.7},
+    "taid": {},
+    "distillm": {"start": 0.5, "adapt_every": 2, "replay": 16, "tolerance": 0},
+}
+
+
+@pytest.mark.parametrize("objective", SURVIVORS)
 def test_a_killed_run_continues_to_the_same_numbers(
     objective: str,
     recipe: Callable,
@@ -57,9 +69,9 @@ def test_a_killed_run_continues_to_the_same_numbers(
     root: Path,
     tmp_path: Path,
 ) -> None:
-    whole = recipe("whole", objective)
+    whole = recipe("whole", objective, SURVIVORS[objective])
     launch("launch/train.sh", "--config", str(whole))
-    killed = recipe("killed", objective)
+    killed = recipe("killed", objective, SURVIVORS[objective])
     command = ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "launch/train.sh"]
     process = subprocess.Popen(
         [*command, "--config", str(killed)],
