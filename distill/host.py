@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+from pathlib import Path
 
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -30,6 +31,15 @@ def _keep_freed_memory() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_TOP_PAD, 2**28)
+
+
+def unlink_shared_buffer(rank: int) -> None:
+    """Take the name from this rank's DeepSpeed buffer in shared memory, once all ranks of the host have mapped it.
+
+    Nobody else does: each run would leave 66 MiB a rank in memory, until the machine has none left.
+    """
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
 
 
 def peak_memory_gib() -> float:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from distill.host import prepare_cpu_rank
+from distill.host import prepare_cpu_rank, unlink_shared_buffer
 
 T = TypeVar("T")
 
@@ -90,6 +90,9 @@ def start(tp_size: int = 1) -> Topology:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=_TIMEOUT, verbose=False)
     rank, world = dist.get_rank(), dist.get_world_size()
+    if accelerator.device_name() == "cpu":
+        dist.barrier()
+        unlink_shared_buffer(rank)
     device = torch.device(accelerator.current_device_name())
     if tp_size == 1:
         return Topology(rank, world, 1, device, dist.group.WORLD, None)

@@ -173,12 +173,13 @@ def test_bash_starts_the_same_run(
     recipe: Callable, environment: dict, free_port: Callable, root: Path, tmp_path: Path
 ) -> None:
     path = recipe("bashed", "sft")
+    port = str(free_port())
     command = [
         "bash",
         "launch/train.sh",
         "--num_accelerators=2",
         "--master_port",
-        str(free_port()),
+        port,
         "--config",
         str(path),
     ]
@@ -186,6 +187,7 @@ def test_bash_starts_the_same_run(
         [*command, "optim.steps=2"], cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "shared memory is given back"
     assert [row["step"] for row in records(tmp_path / "bashed") if "loss/sft" in row] == [1, 2]
 
 
