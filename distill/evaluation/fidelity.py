@@ -63,8 +63,8 @@ def final_hidden(model: Engine, batch: TokenBatch, micro_batch: int, topology: T
     # Whole, as in a rollout: gathering it layer by layer for each micro-batch takes longer than reading.
     with model.whole() as module:
         for rows in _progress(batch, micro_batch, topology):
-            inputs = rows.to(topology.device).model_inputs()
-            states = module.base_model(**inputs, use_cache=False).last_hidden_state
+            rows = rows.to(topology.device)
+            states = module.base_model(**rows.model_inputs(), use_cache=False).last_hidden_state
             parts.append(states[:, rows.prompt_ids.shape[1] - 1 : -1][rows.response_mask])
     return torch.cat(parts)
 

@@ -1,5 +1,6 @@
 """Sums through the lm_head, chunk by chunk, against autograd over whole logits: values, gradients, odd heads."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -165,6 +166,18 @@ def test_no_gradient_is_made_where_none_is_asked_for(monkeypatch: pytest.MonkeyP
     assert not got.requires_grad
     with pytest.raises(AssertionError, match="weight's size"):
         sum_over_hidden(h, w, None, 6, Finish(), reverse_kl_to(teacher))
+
+
+def test_beside_the_weights_slope_memory_holds_little_more_than_its_rounded_copy() -> None:
+    h, w, _, teacher = problem(tokens=64, hidden=512, rows=8192, vocab=8192, dtype=torch.bfloat16)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        sum_over_hidden(h, w, None, 8192, Finish(), reverse_kl_to(teacher)).backward()
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    slope, copy = 4 * w.numel(), 2 * w.numel()
+    assert slope + copy < max(held) < 1.3 * (slope + copy)
 
 
 @pytest.mark.parametrize("extreme", [1e4, -1e4])
