@@ -17,6 +17,7 @@ from distill.model_card import model_card
 from distill.models.loading import load_config, load_generation_config, load_tokenizer
 from distill.models.vocabulary import eos_ids, shared_vocabulary
 from distill.objective_settings import MiniLLMSettings
+from distill.rollout.ends import response_ends
 from distill.rollout.worker import RolloutWorker
 from distill.sources import RECORDED_IN_MIX, MixedSource, RecordedSource, RolloutSource, Source
 from distill.telemetry import Stopwatch, Telemetry
@@ -63,7 +64,8 @@ class Run:
         models = [config.student, teacher] if teacher else [config.student]
         model_configs = [load_config(model, "student.path or teacher.path") for model in models]
         self.tokenizer = load_tokenizer(config.student.path, "student.path", config.student.trust_remote_code)
-        self.eos_ids = eos_ids(self.tokenizer, [*model_configs, *map(load_generation_config, models)])
+        ids = eos_ids(self.tokenizer, [*model_configs, *map(load_generation_config, models)])
+        self.ends = response_ends(config.rollout, ids, self.tokenizer, topology.device)
         vocab = shared_vocabulary(self.tokenizer, *model_configs)
         deepspeed_json, dtype = read_deepspeed_json(config.parallel.deepspeed), resolve_dtype(config.precision)
         tp = config.parallel
@@ -75,7 +77,7 @@ class Run:
         records = InstructionRecords(config.data.train, "data.train")
         self.source: Source = RecordedSource(records, config, topology)
         if share := config.objective.on_policy:
-            worker = RolloutWorker(self.student, self.teacher, config.rollout, self.eos_ids, config.run.seed, topology)
+            worker = RolloutWorker(self.student, self.teacher, config.rollout, self.ends, config.run.seed, topology)
             rollouts = RolloutSource(records, worker, config, topology)
             recorded = RecordedSource(records, config, topology, RECORDED_IN_MIX)
             self.source = rollouts if share == 1 else MixedSource(recorded, rollouts, share, config.run.seed)
@@ -85,7 +87,7 @@ class Run:
             self.plain_text = RecordedSource(texts, config, topology)
         self.validation: Validation | None = None
         if config.data.valid:
-            self.validation = Validation(config, self.student, self.teacher, self.tokenizer, self.eos_ids, topology)
+            self.validation = Validation(config, self.student, self.teacher, self.tokenizer, self.ends, topology)
 
     def _resume(self) -> RunState:
         found = checkpoint.latest(self.folder)

@@ -7,6 +7,7 @@ from distill.data.loading import InstructionRecords
 from distill.engine import Engine
 from distill.evaluation.fidelity import ON_STUDENT_TEXT, compare, mean_cross_entropy
 from distill.evaluation.generation import respond, share, text_figures
+from distill.rollout.ends import Ends
 from distill.rollout.worker import RolloutWorker
 from distill.topology import Topology
 
@@ -20,7 +21,7 @@ class Validation:
         student: Engine,
         teacher: Engine | None,
         tokenizer: PreTrainedTokenizerBase,
-        eos_ids: list[int],
+        ends: Ends,
         topology: Topology,
     ):
         assert config.data.valid is not None
@@ -30,7 +31,7 @@ class Validation:
         self.share = share(min(len(self.records), config.evaluation.prompts), topology)
         # The student as it will be used: alone, at temperature 1. The teacher only scores what it wrote.
         alone = config.rollout.model_copy(update={"alpha": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0})
-        self.worker = RolloutWorker(student, teacher, alone, eos_ids, config.run.seed, topology, keep_hidden=True)
+        self.worker = RolloutWorker(student, teacher, alone, ends, config.run.seed, topology, keep_hidden=True)
 
     def run(self) -> tuple[dict[str, float], float]:
         """`valid/…` figures, and the one to maximise. Collective."""

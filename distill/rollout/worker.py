@@ -11,7 +11,10 @@ from transformers import PreTrainedModel
 
 from distill.config import RolloutSettings
 from distill.data.batches import Rollouts, TokenBatch, concatenate
+from distill.models.attention import grouped_attention
+from distill.models.packing import packed
 from distill.rollout.decode import Randomness, decode
+from distill.rollout.ends import Ends
 from distill.rollout.sampling import coins, token_uniforms
 from distill.topology import Topology
 
@@ -40,7 +43,7 @@ class RolloutWorker:
         student: Gatherable,
         teacher: Gatherable | None,
         settings: RolloutSettings,
-        eos_ids: list[int],
+        ends: Ends,
         seed: int,
         topology: Topology,
         keep_hidden: bool = False,
@@ -48,7 +51,7 @@ class RolloutWorker:
         self.student, self.teacher, self.settings = student, teacher, settings
         self.keep_hidden = keep_hidden
         self.seed, self.topology, self.device = seed, topology, topology.device
-        self.eos_ids = torch.tensor(eos_ids, device=topology.device)
+        self.ends = ends
 
     @torch.no_grad()
     def collect(
@@ -72,6 +75,10 @@ class RolloutWorker:
         with ExitStack() as stack:
             student = stack.enter_context(self.student.whole())
             teacher = stack.enter_context(self.teacher.whole()) if self.teacher else None
+            for model in (student, teacher):
+                if model is not None:
+                    stack.enter_context(packed(model))
+                    stack.enter_context(grouped_attention(model))
             for index in order.split(self.settings.batch):
                 chance = self._randomness(row_ids[index], round_index)
                 rows = prompts.rows(index).to(self.device)
@@ -81,7 +88,7 @@ class RolloutWorker:
                     rows,
                     chance,
                     self.settings,
-                    self.eos_ids,
+                    self.ends,
                     self.student.vocab,
                     self.topology.agree_in_replica,
                     self.keep_hidden,

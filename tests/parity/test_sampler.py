@@ -16,10 +16,11 @@ from distill.config import RolloutSettings
 from distill.data.batches import Rollouts, TokenBatch
 from distill.data.loading import token_batch
 from distill.rollout.decode import Randomness, decode
+from distill.rollout.ends import EndIds
 from distill.rollout.sampling import coins, draw, proposal, token_uniforms
 
 VOCAB, STEPS, ROWS, LEVEL = 6, 2, 6000, 1e-4
-EOS = torch.tensor([0])
+EOS = EndIds([0])
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_teacher_is_called_only_where_a_coin_asks_and_once_at_the_end(pair: tupl
     rows = torch.arange(3)
     flips = torch.tensor([False, True, False, False, True, False, False, False]).expand(3, 8)
     chance = Randomness(flips, token_uniforms(settings, 0, 0, rows))
-    no_end = torch.tensor([VOCAB])
+    no_end = EndIds([])
     with torch.no_grad():
         _, calls = decode(*pair, prompts(3), chance, settings, no_end, VOCAB)
     assert calls == 3
@@ -204,9 +205,9 @@ def test_the_teacher_rests_once_all_rows_have_ended(pair: tuple, flips: list[int
     settings = RolloutSettings(max_new_tokens=12, alpha=0.5)
     rows = torch.arange(8)
     coin = torch.isin(torch.arange(12), torch.tensor(flips)).expand(8, 12)
-    every_token_ends = torch.arange(VOCAB)
+    every_token_ends = EndIds(range(VOCAB))
     chance = Randomness(coin, token_uniforms(settings, 0, 0, rows))
-    for ends in (every_token_ends, torch.tensor([0, 1, 2, 3])):
+    for ends in (every_token_ends, EndIds([0, 1, 2, 3])):
         with torch.no_grad():
             rollouts, calls = decode(*pair, prompts(8), chance, settings, ends, VOCAB)
         if ends is every_token_ends:
