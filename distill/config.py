@@ -62,6 +62,9 @@ class RolloutSettings(Settings):
         (), description="Texts that end a response, and belong to it, besides EOS."
     )
     stop_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="Token ids that end one, besides EOS.")
+    gather: Literal["auto", "once", "layer"] = Field(
+        "auto", description="ZeRO-3: whole weights for a round, or each layer at each token; auto: once if it fits."
+    )
     batch: int = Field(32, gt=0, description="Rows decoded together on one rank.")
     per_round: int = Field(256, gt=0, description="Rollouts sampled before each set of inner epochs.")
     inner_epochs: int = Field(4, gt=0, description="Passes over each round's rollouts.")

@@ -1,9 +1,10 @@
-"""What a rank asks of the machine it runs on: its share of the cores, a calm allocator, how much memory it took."""
+"""What a rank asks of the machine it runs on: its share of the cores, a calm allocator, how much memory there is."""
 
 import ctypes
 import os
 import resource
 
+import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 
@@ -30,6 +31,16 @@ def _keep_freed_memory() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_TOP_PAD, 2**28)
+
+
+def free_memory_bytes() -> float:
+    """What this rank may still take: its share of the host's memory, or what its accelerator has left."""
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        return psutil.virtual_memory().available / int(os.environ.get("LOCAL_SIZE", "1"))
+    # The allocator's own reserve can be used again.
+    reserve = accelerator.memory_reserved() - accelerator.memory_allocated()
+    return float(accelerator.available_memory() + reserve)
 
 
 def peak_memory_gib() -> float:

@@ -19,6 +19,7 @@ from distill.data.batches import Rollouts, TokenBatch
 from distill.models.heads import project
 from distill.rollout.ends import Ends
 from distill.rollout.follower import Follower
+from distill.rollout.gathering import Together, on_this_rank
 from distill.rollout.reader import Reader
 from distill.rollout.sampling import draw, importance_weights, logprob_of, proposal, proposes_as_is
 
@@ -46,11 +47,13 @@ def decode(
     vocab: int,
     agree: Callable[[Tensor], Tensor] = lambda tokens: tokens,
     keep_hidden: bool = False,
+    together: Together = on_this_rank,
 ) -> tuple[Rollouts, int]:
     """Sample one response a prompt. Whole (gathered) models, in evaluation mode; call under `no_grad`.
 
     Without a teacher the coins are ignored and its fields are 0 or None. `agree` makes ranks that share one replica
-    go on with the same tokens.
+    go on with the same tokens. `together` makes ranks that fetch layers together do the same forwards: one that is done
+    goes on with a single row until all are.
 
     Returns:
         The rollouts, and how many forwards the teacher made.
@@ -62,9 +65,9 @@ def decode(
     ended = torch.zeros_like(lengths, dtype=torch.bool)
     hidden = _hidden_buffer(student, tokens) if keep_hidden else None
     reader = Reader(student, prompts, limit)
-    follower = None if teacher is None else Follower(teacher, prompts, settings, vocab)
+    follower = None if teacher is None else Follower(teacher, prompts, settings, vocab, together)
     # One look at all coins here, instead of one a token in the loop.
-    teacher_turns = [False] * limit if follower is None else randomness.coins.any(0).tolist()
+    teacher_turns = [False] * limit if follower is None else together(randomness.coins.any(0)).tolist()
     as_is = proposes_as_is(settings)
     alive = torch.arange(rows, device=tokens.device)
 
@@ -91,8 +94,10 @@ def decode(
         ended[alive] = over | now
         if (t + 1) % _CHECK_EVERY == 0:
             going = (~ended[alive]).nonzero().squeeze(1)
-            if len(going) == 0:
+            if not together(going.new_tensor(len(going)) > 0):
                 break
+            if len(going) == 0:
+                going = going.new_zeros(1)  # others still need this rank
             if len(going) <= len(alive) * (1 - _LEAVE_AT):
                 alive = alive[going]
                 reader.keep(going)

@@ -1,12 +1,12 @@
 """Prompts → `Rollouts`: gather both models once, decode in batches of like length, hand back in the caller's order."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
-from typing import Protocol
+from contextlib import ExitStack
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from distill.config import RolloutSettings
@@ -15,21 +15,9 @@ from distill.models.attention import grouped_attention
 from distill.models.packing import packed
 from distill.rollout.decode import Randomness, decode
 from distill.rollout.ends import Ends
+from distill.rollout.gathering import Choice, Gatherable, choose, on_this_rank, over_ranks
 from distill.rollout.sampling import coins, token_uniforms
 from distill.topology import Topology
-
-
-class Gatherable(Protocol):
-    """A sharded model that can be made whole for a while."""
-
-    vocab: int
-
-    def train(self, mode: bool = True) -> None:
-        """Switch between training and evaluation mode."""
-
-    def whole(self) -> AbstractContextManager[PreTrainedModel]:
-        """The plain model, every parameter in place. Collective."""
-        ...
 
 
 class RolloutWorker:
@@ -52,6 +40,7 @@ class RolloutWorker:
         self.keep_hidden = keep_hidden
         self.seed, self.topology, self.device = seed, topology, topology.device
         self.ends = ends
+        self.choice: Choice | None = None
 
     @torch.no_grad()
     def collect(
@@ -73,12 +62,9 @@ class RolloutWorker:
         parts: list[Rollouts] = []
         self.student.train(False)
         with ExitStack() as stack:
-            student = stack.enter_context(self.student.whole())
-            teacher = stack.enter_context(self.teacher.whole()) if self.teacher else None
-            for model in (student, teacher):
-                if model is not None:
-                    stack.enter_context(packed(model))
-                    stack.enter_context(grouped_attention(model))
+            choice = self._choose_gathering()
+            student = self._open(self.student, choice.once, stack)
+            teacher = self._open(self.teacher, choice.once, stack) if self.teacher else None
             for index in order.split(self.settings.batch):
                 chance = self._randomness(row_ids[index], round_index)
                 rows = prompts.rows(index).to(self.device)
@@ -92,10 +78,32 @@ class RolloutWorker:
                     self.student.vocab,
                     self.topology.agree_in_replica,
                     self.keep_hidden,
+                    on_this_rank if choice.once else over_ranks(self.topology),
                 )
                 parts.append(rollouts)
                 progress(len(index))
         return concatenate(parts).rows(order.argsort().to(self.device))
+
+    def _choose_gathering(self) -> Choice:
+        sharded = [model for model in (self.student, self.teacher) if model]
+        choice = choose(self.settings.gather, sum(model.missing_bytes for model in sharded), self.topology)
+        if (
+            choice != self.choice
+            and self.topology.is_writer
+            and self.settings.gather == "auto"
+            and self.topology.world_size > 1
+        ):
+            tqdm.write(f"rollout.gather: {'once' if choice.once else 'layer'} ({choice.why})")
+        self.choice = choice
+        return choice
+
+    def _open(self, model: Gatherable, once: bool, stack: ExitStack) -> PreTrainedModel:
+        """The model ready to sample, until the stack closes."""
+        opened = stack.enter_context(model.whole() if once else model.by_layer())
+        stack.enter_context(grouped_attention(opened))
+        if once:
+            stack.enter_context(packed(opened))
+        return opened
 
     def _randomness(self, row_ids: Int[Tensor, " batch"], round_index: int) -> Randomness:
         flips = coins(self.settings, self.seed, round_index, row_ids)

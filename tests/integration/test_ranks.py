@@ -58,6 +58,7 @@ VARIANTS = {
     "split over 4 micro-batches": (1, ["optim.micro_batch=2"]),
     "2 ranks, ZeRO-3": (2, ["optim.micro_batch=4"]),
     "2 ranks, ZeRO-3, micro-batch 1, decode batch 3": (2, ["optim.micro_batch=1", "rollout.batch=3"]),
+    "2 ranks, ZeRO-3, sampled layer by layer": (2, ["rollout.gather=layer"]),
     "2 ranks, ZeRO-2": (2, ["parallel.deepspeed=ds_configs/zero2.json"]),
     "2 ranks, ZeRO-1": (2, ["parallel.deepspeed=ds_configs/zero1.json"]),
 }
