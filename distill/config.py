@@ -67,6 +67,7 @@ class RolloutSettings(Settings):
     )
     batch: int = Field(32, gt=0, description="Rows decoded together on one rank.")
     per_round: int = Field(256, gt=0, description="Rollouts sampled before each set of inner epochs.")
+    samples_per_prompt: int = Field(1, gt=0, description="Responses to each prompt of a round; divides per_round.")
     inner_epochs: int = Field(4, gt=0, description="Passes over each round's rollouts.")
 
 

@@ -89,6 +89,13 @@ def _check_batches(config: Config, world_size: int | None, report: Report) -> No
             f"is not a multiple of optim.batch_size = {optim.batch_size}",
             f"give {max(rollout.per_round // optim.batch_size, 1) * optim.batch_size}",
         )
+        report.check(
+            rollout.per_round % rollout.samples_per_prompt == 0,
+            "rollout.samples_per_prompt",
+            rollout.samples_per_prompt,
+            f"does not divide rollout.per_round = {rollout.per_round}",
+            f"give a divisor of {rollout.per_round}",
+        )
 
 
 def _note_on_sampling(config: Config, report: Report) -> None:
@@ -150,6 +157,7 @@ def _check_models_and_data(config: Config, report: Report) -> None:
     teacher = _open_model(config.teacher, "teacher", report) if needs_teacher and config.teacher else None
     if student:
         _check_model(config, student, "student", report)
+        _check_stops(config, student[1], report)
     if student and teacher:
         _check_model(config, teacher, "teacher", report)
         _check_pair(config, student, teacher, report)
@@ -190,6 +198,12 @@ def _check_model(config: Config, model: OpenedModel, name: str, report: Report) 
             break  # no fixed limit
         wrong = f"sequences may reach {longest} tokens, the {name}'s context has {context}"
         report.check(longest <= context, field_name, longest, wrong, f"lower {mend} by {longest - context}")
+
+
+def _check_stops(config: Config, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
+    unknown = [index for index in config.rollout.stop_ids if index >= len(tokenizer)]
+    wrong = f"the tokenizer has the ids 0 to {len(tokenizer) - 1}"
+    report.check(not unknown, "rollout.stop_ids", unknown, wrong, "give ids of that range")
 
 
 def _longest_sequences(config: Config) -> list[tuple[str, int, str]]:

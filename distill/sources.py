@@ -120,7 +120,9 @@ class RolloutSource:
 
     def _sample(self, round_index: int) -> Rollouts:
         count, topology = self.config.rollout.per_round, self.topology
-        indices = self.stream.take(round_index * count, count, topology.dp_rank, topology.dp_size)
+        each = self.config.rollout.samples_per_prompt
         row_ids = torch.arange(topology.dp_rank, count, topology.dp_size)
+        # Responses to one prompt are neighbours, so that they fall into one mini-batch.
+        indices = [self.stream.at((round_index * count + row) // each) for row in row_ids.tolist()]
         with progress(len(indices), f"rollouts of round {round_index + 1}", topology.is_writer) as bar:
             return self.worker.collect(self.records.batch(indices), row_ids, round_index, bar.update)

@@ -1,11 +1,18 @@
 """Mixing recorded responses with fresh rollouts: each source sees its own steps in order, whatever resumes where."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from distill.config import RolloutSettings
 from distill.data.batches import Rollouts, TokenBatch
-from distill.sources import MixedSource
+from distill.data.loading import InstructionRecords
+from distill.data.sampler import ShuffledStream
+from distill.sources import MixedSource, RolloutSource
+from distill.topology import Topology
 
 
 class Counting:
@@ -44,3 +51,34 @@ def test_a_resumed_run_deals_the_same_steps() -> None:
         resumed.minibatch(step)
     assert whole.sampled.asked[-len(resumed.sampled.asked) :] == resumed.sampled.asked
     assert sum(whole.starts_round(step) for step in range(40)) == (len(whole.sampled.asked) + 1) // 2
+
+
+class Asked:
+    """Notes what a rollout worker is asked for."""
+
+    def __init__(self) -> None:
+        self.prompts: list[list[int]] = []
+        self.row_ids: list[int] = []
+
+    def collect(self, prompts: TokenBatch, row_ids: torch.Tensor, round_index: int, progress: object) -> TokenBatch:
+        pairs = zip(prompts.prompt_ids.tolist(), prompts.prompt_lengths.tolist(), strict=True)
+        self.prompts += [ids[-length:] for ids, length in pairs]
+        self.row_ids += row_ids.tolist()
+        return prompts
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_each_prompt_gets_its_samples_on_any_number_of_ranks(records_dir: Path, ranks: int) -> None:
+    records = InstructionRecords(records_dir / "train", "data.train")
+    rollout = RolloutSettings(per_round=12, samples_per_prompt=3)
+    config = SimpleNamespace(
+        rollout=rollout, optim=SimpleNamespace(batch_size=4, micro_batch=2), run=SimpleNamespace(seed=5)
+    )
+    rows: dict[int, tuple[int, ...]] = {}
+    for rank in range(ranks):
+        topology = Topology(rank, ranks, 1, torch.device("cpu"), None, None)
+        worker = Asked()
+        RolloutSource(records, worker, config, topology).minibatch(0)
+        rows |= dict(zip(worker.row_ids, map(tuple, worker.prompts), strict=True))
+    expected = [records.batch([index]).prompt_ids[0].tolist() for index in ShuffledStream(len(records), 5).take(0, 4)]
+    assert [list(rows[row]) for row in range(12)] == [prompt for prompt in expected for _ in range(3)]
