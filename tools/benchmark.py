@@ -2,6 +2,7 @@
 
 python -m tools.benchmark loss --json loss.json
 python -m tools.benchmark rollout --json rollout.json
+python -m tools.benchmark step --json step.json
 """
 
 import argparse
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 from distill.console import positive, quiet_libraries
-from tools.benchmarks import loss, rollout
+from tools.benchmarks import loss, rollout, step
 
 
 def main() -> int:
@@ -37,9 +38,16 @@ def _parser() -> argparse.ArgumentParser:
 
     of_rollout = what.add_parser("rollout", help="teacher-mixed sampling", description=rollout.__doc__)
     _add_rollout_sizes(of_rollout)
+    of_rollout.add_argument("--alpha", type=float, default=0.2, help="the teacher's share")
+    of_rollout.add_argument("--one-process", action="store_true", help="leave out the figures of two ranks")
     of_rollout.set_defaults(run=rollout.run)
 
-    for each in (of_loss, of_rollout):
+    of_step = what.add_parser("step", help="a whole on-policy training step", description=step.__doc__)
+    _add_rollout_sizes(of_step)
+    of_step.add_argument("--micro-batch", type=positive, default=8)
+    of_step.set_defaults(run=step.run)
+
+    for each in (of_loss, of_rollout, of_step):
         each.add_argument("--repeats", type=positive, default=5, help="counted rounds; medians are reported")
         each.add_argument("--json", type=Path, help="write the figures here too")
     return parser
@@ -51,7 +59,6 @@ def _add_rollout_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=positive, default=16, help="prompts in the batch")
     parser.add_argument("--prompt", type=positive, default=32, help="the longest prompt; the shortest is half of it")
     parser.add_argument("--new-tokens", type=positive, default=64)
-    parser.add_argument("--alpha", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
 
 

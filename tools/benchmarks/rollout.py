@@ -19,10 +19,14 @@ from distill.config import RolloutSettings
 from distill.data.batches import Rollouts
 from distill.rollout.worker import RolloutWorker
 from distill.topology import Topology, start, stop
+from tools.benchmarks import gather
 from tools.benchmarks.floor import bandwidth, matrix_rate, mixed_rollout_floor
 from tools.benchmarks.models import open_pair, random_prompts
 from tools.benchmarks.plain import generate, mix_and_score
 from tools.benchmarks.timing import interleaved, ratio, spread
+
+# Fetching layer by layer takes seconds for these few.
+_GATHER_TOKENS = 24
 
 
 class Plain:
@@ -31,6 +35,8 @@ class Plain:
     def __init__(self, model: PreTrainedModel, vocab: int):
         self.model, self.vocab = model, vocab
 
+    missing_bytes = 0
+
     def train(self, mode: bool = True) -> None:
         """Always in evaluation mode."""
 
@@ -38,6 +44,8 @@ class Plain:
     def whole(self) -> Iterator[PreTrainedModel]:
         """Nothing to gather."""
         yield self.model
+
+    by_layer = whole
 
 
 class EndAt:
@@ -129,6 +137,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         rates,
     )
     stop()
+    ranks = {} if args.one_process else gather.figures(args.rows, _GATHER_TOKENS, max(args.repeats // 2, 1))
     pairs = (("mixed", "naive"), ("mixed", "generate"), ("student", "generate"), ("short", "full"))
     return {
         "device": device,
@@ -142,6 +151,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         "floor_seconds": floor,
         "gflops_bf16": rates[0] / 1e9,
         "gb_per_s": rates[1] / 1e9,
+        **ranks,
         **{f"{name}_seconds": value for name, value in medians.items()},
         **{f"{name}_seconds_spread": spread(times[name]) for name in medians},
     }
