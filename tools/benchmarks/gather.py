@@ -1,6 +1,6 @@
 """Gathering once against fetching layer by layer, on ZeRO-3 ranks. Started by `tools.benchmark rollout`.
 
-deepspeed --num_accelerators 2 --module tools.benchmarks.gather OUT REPEATS ROWS NEW_TOKENS
+deepspeed --num_accelerators 2 --module tools.benchmarks.gather FOLDER REPEATS ROWS NEW_TOKENS
 """
 
 import json
@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from distill.console import leave, quiet_libraries
 from distill.engine import Engine
 from distill.rollout.worker import RolloutWorker
 from distill.topology import start, stop
-from tools.benchmarks.models import open_pair, random_prompts
+from tools.benchmarks.models import SMOLLM2_135M, open_pair, random_prompts
 from tools.benchmarks.timing import interleaved
 
-_RANKS = 2
+_RANKS, _OUT = 2, "gather.json"
+_VOCAB = int(SMOLLM2_135M["vocab_size"])
 # As in ds_configs/zero3.json: small tensors stay whole on every rank.
 _ZERO3: dict[str, Any] = {"zero_optimization": {"stage": 3}}
 
@@ -32,30 +32,27 @@ _ZERO3: dict[str, Any] = {"zero_optimization": {"stage": 3}}
 def figures(rows: int, new_tokens: int, repeats: int) -> dict[str, object]:
     """`gather_once_speedup` of a small pair of models, and whether both ways sample the same."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json"
+        for name, model in zip(("student", "teacher"), open_pair(None, None, "cpu", torch.bfloat16), strict=True):
+            model.save_pretrained(Path(folder) / name)
         command = ["deepspeed", "--num_accelerators", str(_RANKS), "--module", "tools.benchmarks.gather"]
         numbers = [str(number) for number in (repeats, rows, new_tokens)]
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        subprocess.run([*command, str(out), *numbers], env=environment, check=True, stdout=sys.stderr)
-        found: dict[str, object] = json.loads(out.read_text())
+        subprocess.run([*command, folder, *numbers], env=environment, check=True, stdout=sys.stderr)
+        found: dict[str, object] = json.loads((Path(folder) / _OUT).read_text())
         return found
 
 
 def main() -> None:
     """What every rank does."""
-    out, *numbers = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    folder, *numbers = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     repeats, rows, new_tokens = map(int, numbers)
     quiet_libraries()
     topology = start()
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name, model in zip(("student", "teacher"), open_pair(None, None, "cpu", torch.bfloat16), strict=True):
-            model.save_pretrained(folder / name)
-        student, teacher = (
-            Engine(ModelSettings(path=str(folder / name)), _ZERO3, torch.bfloat16, topology, 49152)
-            for name in ("student", "teacher")
-        )
-    prompts = random_prompts(rows, 32, 49152, seed=topology.rank)
+    student, teacher = (
+        Engine(ModelSettings(path=f"{folder}/{name}"), _ZERO3, torch.bfloat16, topology, _VOCAB)
+        for name in ("student", "teacher")
+    )
+    prompts = random_prompts(rows, 32, _VOCAB, seed=topology.rank)
     found: dict[str, list[Any]] = {"once": [], "layer": []}
 
     def collect(gather: Any) -> None:
@@ -74,7 +71,7 @@ def main() -> None:
             "gather_new_tokens": new_tokens,
             **{f"gather_{name}_seconds": value for name, value in medians.items()},
         }
-        Path(out).write_text(json.dumps(result))
+        (Path(folder) / _OUT).write_text(json.dumps(result))
     topology.barrier()
     stop()
 
