@@ -25,6 +25,7 @@ from distill.errors import BadInput, Problem
 from distill.evaluation.frozen import Vocabulary, common_vocabulary, load_frozen
 from distill.evaluation.generation import respond, response_tokens, share
 from distill.models.loading import load_tokenizer
+from distill.rollout.ends import EndIds
 from distill.rollout.worker import RolloutWorker
 from distill.topology import Topology, start
 
@@ -89,7 +90,8 @@ def answer(args: argparse.Namespace) -> None:
     for files, top_k, what in ((sampled, 0, "sampled responses"), (greedy, 1, "greedy responses")):
         if files:
             settings = RolloutSettings(alpha=0, max_new_tokens=args.max_new_tokens, batch=args.batch, top_k=top_k)
-            worker = RolloutWorker(teacher, None, settings, vocabulary.eos_ids, args.seed, topology)
+            ends = EndIds(vocabulary.eos_ids, topology.device)
+            worker = RolloutWorker(teacher, None, settings, ends, args.seed, topology)
             answers = _respond(worker, [ids for file in files for ids in file.prompts], vocabulary, topology, what)
             if topology.is_writer:
                 _write(files, iter(answers), args.teacher)

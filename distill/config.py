@@ -7,7 +7,7 @@ the nearest right spelling; nothing is ever silently ignored.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -58,8 +58,16 @@ class RolloutSettings(Settings):
     top_k: int = Field(0, ge=0, description="Keep the k likeliest tokens of each model; 0: all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Keep each model's smallest set of this probability; 1: all.")
     max_new_tokens: int = Field(256, gt=0, description="Longest response, EOS included.")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="Texts that end a response, and belong to it, besides EOS."
+    )
+    stop_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="Token ids that end one, besides EOS.")
+    gather: Literal["auto", "once", "layer"] = Field(
+        "auto", description="ZeRO-3: whole weights for a round, or each layer at each token; auto: once if it fits."
+    )
     batch: int = Field(32, gt=0, description="Rows decoded together on one rank.")
     per_round: int = Field(256, gt=0, description="Rollouts sampled before each set of inner epochs.")
+    samples_per_prompt: int = Field(1, gt=0, description="Responses to each prompt of a round; divides per_round.")
     inner_epochs: int = Field(4, gt=0, description="Passes over each round's rollouts.")
     teacher_cache: Literal["device", "host"] = Field(
         "device", description="Where the teacher's final hidden states wait for the loss; `host`: pinned memory."

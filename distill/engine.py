@@ -208,6 +208,28 @@ class Engine:
                 # Private in DeepSpeed, and the way its own users switch ZeRO-3 off for generation.
                 offload._register_deepspeed_module(offload.module)
 
+    @property
+    def missing_bytes(self) -> int:
+        """What this rank's shards lack of the whole model."""
+        parameters: list[Any] = list(self.module.parameters())
+        sharded = [p for p in parameters if hasattr(p, "ds_tensor") and not p.ds_persist]
+        return sum((p.ds_numel - p.ds_tensor.numel()) * p.element_size() for p in sharded)
+
+    @contextmanager
+    def by_layer(self) -> Iterator[PreTrainedModel]:
+        """The model under its hooks: each layer is fetched when it is called and let go after. The head stays."""
+        head = list(self.module.get_output_embeddings().parameters())
+        with self.head_gathered():
+            sharded = [parameter for parameter in head if hasattr(parameter, "ds_active_sub_modules")]
+            for parameter in sharded:
+                # Seen as in use, tied embeddings do not take it along when they are let go.
+                parameter.ds_active_sub_modules.add(_SAMPLING)
+            try:
+                yield self.module
+            finally:
+                for parameter in sharded:
+                    parameter.ds_active_sub_modules.discard(_SAMPLING)
+
     @contextmanager
     def head_gathered(self) -> Iterator[None]:
         """The lm_head whole, as `head_logits` needs it. Collective."""
@@ -277,6 +299,10 @@ def _parameter_offload(engine: deepspeed.DeepSpeedEngine) -> Any:
     if engine.zero_optimization_stage() != 3:
         return None
     return getattr(engine.optimizer, "parameter_offload", engine.optimizer)
+
+
+# No module's id.
+_SAMPLING = -1
 
 
 def _detach_hooks(offload: Any) -> None:

@@ -1,10 +1,11 @@
-"""What a rank asks of the machine it runs on: its share of the cores, a calm allocator, how much memory it took."""
+"""What a rank asks of the machine it runs on: its share of the cores, a calm allocator, how much memory there is."""
 
 import ctypes
 import os
 import resource
 from pathlib import Path
 
+import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 
@@ -40,6 +41,16 @@ def unlink_shared_buffer(rank: int) -> None:
     """
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
+
+
+def free_memory_bytes() -> float:
+    """What this rank may still take: its share of the host's memory, or what its accelerator has left."""
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        return psutil.virtual_memory().available / int(os.environ.get("LOCAL_SIZE", "1"))
+    # The allocator's own reserve can be used again.
+    reserve = accelerator.memory_reserved() - accelerator.memory_allocated()
+    return float(accelerator.available_memory() + reserve)
 
 
 def peak_memory_gib() -> float:

@@ -97,11 +97,16 @@ class Sampler:
     ):
         self.records, self.worker, self.teacher = records, worker, teacher
         self.topology, self.micro_batch = topology, config.optim.micro_batch
+        self.samples_per_prompt = config.rollout.samples_per_prompt
         self.stream = ShuffledStream(len(records), config.run.seed)
 
     def prompts(self, round_index: int, count: int) -> list[int]:
-        """This rank's records of round `round_index`, of `count` over all ranks."""
-        return self.stream.take(round_index * count, count, self.topology.dp_rank, self.topology.dp_size)
+        """The record of each of this rank's rows of round `round_index`, which has `count` rows over all ranks.
+
+        Rows of one prompt are neighbours, so that they fall into one mini-batch.
+        """
+        rows = range(round_index * count + self.topology.dp_rank, (round_index + 1) * count, self.topology.dp_size)
+        return [self.stream.at(row // self.samples_per_prompt) for row in rows]
 
     def sample(self, round_index: int, count: int) -> Rollouts:
         """Their rollouts. Collective."""

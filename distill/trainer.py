@@ -19,6 +19,7 @@ from distill.models.loading import load_config, load_generation_config, load_tok
 from distill.models.vocabulary import eos_ids, shared_vocabulary
 from distill.objective_settings import Distillm2Settings, DistillmSettings, MiniLLMSettings
 from distill.replay import ReplaySource
+from distill.rollout.ends import response_ends
 from distill.rollout.worker import RolloutWorker
 from distill.sources import (
     RECORDED_IN_MIX,
@@ -75,7 +76,8 @@ class Run:
         models = [config.student] if given is None or apart else [config.student, given]
         model_configs = [load_config(model, "student.path or teacher.path") for model in models]
         self.tokenizer = load_tokenizer(config.student.path, "student.path", config.student.trust_remote_code)
-        self.eos_ids = eos_ids(self.tokenizer, [*model_configs, *map(load_generation_config, models)])
+        ids = eos_ids(self.tokenizer, [*model_configs, *map(load_generation_config, models)])
+        self.ends = response_ends(config.rollout, ids, self.tokenizer, topology.device)
         vocab = shared_vocabulary(self.tokenizer, *model_configs)
         deepspeed_json, dtype = read_deepspeed_json(config.parallel.deepspeed), resolve_dtype(config.precision)
         tp = config.parallel
@@ -99,11 +101,11 @@ class Run:
         alike = self.teacher.engine if self.teacher and not config.objective.own_tokenizer else None
         self.validation: Validation | None = None
         if config.data.valid:
-            self.validation = Validation(config, self.student, alike, self.tokenizer, self.eos_ids, topology)
+            self.validation = Validation(config, self.student, alike, self.tokenizer, self.ends, topology)
         records = InstructionRecords(config.data.train, "data.train")
         self.source: Source = RecordedSource(records, config, topology)
         if config.objective.samples:
-            worker = RolloutWorker(self.student, alike, config.rollout, self.eos_ids, config.run.seed, topology)
+            worker = RolloutWorker(self.student, alike, config.rollout, self.ends, config.run.seed, topology)
             self.source = self._sampling(records, Sampler(records, worker, self.teacher, config, topology))
         self.plain_text: Source | None = None
         if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):

@@ -1,173 +1,65 @@
 """Figures of the parts that must be fast, as ratios taken within one run.
 
-    python -m tools.benchmark loss --json loss.json
-
-`loss`: KL(q‖p) through both lm_heads, forward and backward. Plain: whole logits of both models and autograd. Fused:
-what training uses, chunk by chunk with the gradient in closed form.
+python -m tools.benchmark loss --json loss.json
+python -m tools.benchmark rollout --json rollout.json
+python -m tools.benchmark step --json step.json
 """
 
 import argparse
 import json
-import multiprocessing
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from deepspeed.accelerator import get_accelerator
-from torch import Tensor
-
-from distill.console import positive
-from distill.models.heads import Finish
-from distill.objectives.chunked import HiddenLogits, sum_over_hidden
-from distill.objectives.closed_forms import reverse_kl
-from distill.objectives.divergences import kl, log_probabilities
-
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Hidden states and head of the student, then of the teacher."""
-
-
-def inputs(sizes: dict[str, int], dtype: torch.dtype, device: str, seed: int = 0) -> Inputs:
-    """Logits of standard deviation 2, about what trained models give; each model has its own head."""
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g).to(device, dtype)
-
-    n, h, v = sizes["tokens"], sizes["hidden"], sizes["vocab"]
-    head = 2 / h**0.5
-    student, teacher = (normal(n, h), normal(v, h) * head), (normal(n, h), normal(v, h) * head)
-    return student[0].requires_grad_(), student[1].requires_grad_(), *teacher
-
-
-def plain(h_q: Tensor, w_q: Tensor, h_p: Tensor, w_p: Tensor) -> Tensor:
-    """Σ KL(q‖p) from whole logits, by autograd."""
-    return kl(log_probabilities(h_q @ w_q.T), log_probabilities(h_p @ w_p.T)).sum()
-
-
-def fused(h_q: Tensor, w_q: Tensor, h_p: Tensor, w_p: Tensor) -> Tensor:
-    """The same through `sum_over_hidden`."""
-
-    teacher = HiddenLogits(h_p, lambda states: states @ w_p.T)
-
-    def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        log_q, log_p = log_probabilities(logits), log_probabilities(teacher(tokens))
-        value, gradient = reverse_kl(log_q, log_p)
-        return value.sum(), gradient
-
-    return sum_over_hidden(h_q, w_q, None, len(w_q), Finish(), evaluate)
-
-
-def seconds(of: Callable[..., Tensor], given: Inputs) -> float:
-    """One forward and backward."""
-    accelerator = get_accelerator()
-    for tensor in given[:2]:
-        tensor.grad = None
-    accelerator.synchronize()
-    started = time.perf_counter()
-    of(*given).backward()
-    accelerator.synchronize()
-    return time.perf_counter() - started
-
-
-def _peak_resident_bytes() -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-
-
-def _peak(name: str, sizes: dict[str, int], device: str, queue: "multiprocessing.Queue[float]") -> None:
-    given = inputs(sizes, torch.bfloat16, device)
-    accelerator = get_accelerator()
-    if device == "cpu":
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of making the inputs
-        before = _peak_resident_bytes()
-        seconds(VARIANTS[name], given)
-        queue.put(_peak_resident_bytes() - before)
-    else:
-        accelerator.reset_peak_memory_stats()
-        before = accelerator.memory_allocated()
-        seconds(VARIANTS[name], given)
-        queue.put(accelerator.max_memory_allocated() - before)
-
-
-def extra_peak_bytes(name: str, sizes: dict[str, int], device: str) -> float:
-    """Peak memory of one forward and backward beyond its inputs, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue[float] = context.Queue()
-    process = context.Process(target=_peak, args=(name, sizes, device, queue))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"measuring {name} ended with exit code {process.exitcode}; was there enough memory?")
-    return queue.get()
-
-
-def relative_error(dtype: torch.dtype, sizes: dict[str, int], device: str) -> float:
-    """The fused path's largest relative error, of the value and of both gradients, against plain fp64."""
-    given = inputs(sizes, dtype, device)
-    exact = tuple(t.detach().double().requires_grad_(t.requires_grad) for t in given)
-    value, reference = fused(*given), plain(*exact)
-    value.backward()
-    reference.backward()
-    pairs = [(value.detach(), reference.detach())]
-    for ours, theirs in zip(given[:2], exact[:2], strict=True):
-        assert ours.grad is not None
-        assert theirs.grad is not None
-        pairs.append((ours.grad, theirs.grad))
-    return max(float((ours.double() - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
-
-
-VARIANTS: dict[str, Callable[..., Tensor]] = {"plain": plain, "fused": fused}
-
-
-def loss(args: argparse.Namespace) -> dict[str, object]:
-    """Memory and time of fused ÷ plain, and the fused path's error."""
-    device = get_accelerator().current_device_name()
-    sizes = {"tokens": args.tokens, "hidden": args.hidden, "vocab": args.vocab}
-    peaks = {name: extra_peak_bytes(name, sizes, device) for name in VARIANTS}
-    given = inputs(sizes, torch.bfloat16, device)
-    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for repeat in range(args.repeats + 1):
-        for name, of in VARIANTS.items():
-            took = seconds(of, given)
-            if repeat:  # the first is warm-up
-                times[name].append(took)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    small = sizes | {"tokens": min(args.tokens, 256)}
-    return {
-        "device": device,
-        **sizes,
-        "threads": torch.get_num_threads(),
-        "memory_ratio": peaks["fused"] / peaks["plain"],
-        "time_ratio": medians["fused"] / medians["plain"],
-        "rel_error_fp32": relative_error(torch.float32, small, device),
-        "rel_error_bf16": relative_error(torch.bfloat16, small, device),
-        **{f"{name}_mib": peak / 2**20 for name, peak in peaks.items()},
-        **{f"{name}_seconds": value for name, value in medians.items()},
-    }
+from distill.console import positive, quiet_libraries
+from tools.benchmarks import loss, rollout, step
 
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_subparsers(required=True, metavar="WHAT")
-    of_loss = what.add_parser("loss", help="the loss through the lm_head")
-    of_loss.add_argument("--tokens", type=positive, default=2048)
-    of_loss.add_argument("--hidden", type=positive, default=576)
-    of_loss.add_argument("--vocab", type=positive, default=49152)
-    of_loss.set_defaults(run=loss)
-    for each in (of_loss,):
-        each.add_argument("--repeats", type=positive, default=5, help="counted runs; their median is reported")
-        each.add_argument("--json", type=Path, help="write the figures here too")
-    args = parser.parse_args()
+    args = _parser().parse_args()
+    quiet_libraries()
     figures = args.run(args)
     for name, value in figures.items():
-        print(f"{name:16} {value:.4g}" if isinstance(value, float) else f"{name:16} {value}")
+        print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(required=True, metavar="WHAT")
+
+    of_loss = what.add_parser("loss", help="the loss through the lm_head", description=loss.__doc__)
+    of_loss.add_argument("--tokens", type=positive, default=2048)
+    of_loss.add_argument("--hidden", type=positive, default=576)
+    of_loss.add_argument("--vocab", type=positive, default=49152)
+    of_loss.set_defaults(run=loss.run)
+
+    of_rollout = what.add_parser("rollout", help="teacher-mixed sampling", description=rollout.__doc__)
+    _add_rollout_sizes(of_rollout)
+    of_rollout.add_argument("--alpha", type=float, default=0.2, help="the teacher's share")
+    of_rollout.add_argument("--one-process", action="store_true", help="leave out the figures of two ranks")
+    of_rollout.set_defaults(run=rollout.run)
+
+    of_step = what.add_parser("step", help="a whole on-policy training step", description=step.__doc__)
+    _add_rollout_sizes(of_step)
+    of_step.add_argument("--micro-batch", type=positive, default=8)
+    of_step.set_defaults(run=step.run)
+
+    for each in (of_loss, of_rollout, of_step):
+        each.add_argument("--repeats", type=positive, default=5, help="counted rounds; medians are reported")
+        each.add_argument("--json", type=Path, help="write the figures here too")
+    return parser
+
+
+def _add_rollout_sizes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--teacher", type=Path, help="model folder; default: SmolLM2-135M's shape, random weights")
+    parser.add_argument("--student", type=Path, help="model folder; default: a third of the teacher's layers")
+    parser.add_argument("--rows", type=positive, default=16, help="prompts in the batch")
+    parser.add_argument("--prompt", type=positive, default=32, help="the longest prompt; the shortest is half of it")
+    parser.add_argument("--new-tokens", type=positive, default=64)
+    parser.add_argument("--seed", type=int, default=0)
 
 
 if __name__ == "__main__":

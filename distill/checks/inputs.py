@@ -20,6 +20,7 @@ def check_models_and_data(config: Config, report: Report) -> None:
     teacher = _open_model(config.teacher, "teacher", report) if needs_teacher and config.teacher else None
     if student:
         _check_model(config, student, "student", report)
+        _check_stops(config, student[1], report)
     if student and teacher:
         _check_model(config, teacher, "teacher", report)
         (_check_strangers if config.objective.own_tokenizer else _check_pair)(config, student, teacher, report)
@@ -60,6 +61,12 @@ def _check_model(config: Config, model: OpenedModel, name: str, report: Report) 
             break  # no fixed limit
         wrong = f"sequences may reach {longest} tokens, the {name}'s context has {context}"
         report.check(longest <= context, field_name, longest, wrong, f"lower {mend} by {longest - context}")
+
+
+def _check_stops(config: Config, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
+    unknown = [index for index in config.rollout.stop_ids if index >= len(tokenizer)]
+    wrong = f"the tokenizer has the ids 0 to {len(tokenizer) - 1}"
+    report.check(not unknown, "rollout.stop_ids", unknown, wrong, "give ids of that range")
 
 
 def _longest_sequences(config: Config) -> list[tuple[str, int, str]]:

@@ -61,6 +61,14 @@ def check_batches(config: Config, world_size: int | None, report: Report) -> Non
             f"is not a multiple of optim.batch_size = {optim.batch_size}",
             f"give {max(rollout.per_round // optim.batch_size, 1) * optim.batch_size}",
         )
+    together = optim.batch_size if isinstance(config.objective, DistillmSettings) else rollout.per_round
+    report.check(
+        not config.objective.samples or together % rollout.samples_per_prompt == 0,
+        "rollout.samples_per_prompt",
+        rollout.samples_per_prompt,
+        f"does not divide the {together} responses that are sampled together",
+        f"give a divisor of {together}",
+    )
 
 
 def check_machine(config: Config, report: Report) -> None:

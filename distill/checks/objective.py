@@ -4,7 +4,7 @@ from distill.checks.report import Report
 from distill.config import Config
 from distill.objective_settings import DistillmSettings, MiniLLMSettings
 
-_SAMPLING = ("alpha", "coins", "temperature", "top_k", "top_p", "teacher_cache")
+_SAMPLING = ("alpha", "coins", "temperature", "top_k", "top_p", "samples_per_prompt", "teacher_cache")
 _ROUNDS = ("per_round", "inner_epochs")
 
 

@@ -13,6 +13,7 @@ from distill.errors import BadInput, Problem
 from distill.evaluation.fidelity import ON_STUDENT_TEXT, ON_TEACHER_TEXT, compare, final_hidden
 from distill.evaluation.frozen import Vocabulary, common_vocabulary, load_frozen
 from distill.evaluation.generation import Share, respond, share, text_figures
+from distill.rollout.ends import EndIds
 from distill.rollout.worker import RolloutWorker
 from distill.topology import Topology, start
 
@@ -74,7 +75,7 @@ class Evaluation:
         return figures | compare(engine, self.teacher, read, told, ON_TEACHER_TEXT, self.topology)
 
     def _sample(self, engine: Engine, scorer: Engine | None, name: str, seed: int) -> Rollouts:
-        ends = self.vocabulary.eos_ids
+        ends = EndIds(self.vocabulary.eos_ids, self.topology.device)
         worker = RolloutWorker(engine, scorer, self.settings, ends, seed, self.topology, keep_hidden=True)
         prompts = self.records.batch(self.share.indices)
         what = f"{name}, seed {seed + 1} of {self.seeds}"

@@ -7,6 +7,7 @@ from distill.data.loading import InstructionRecords
 from distill.engine import Engine
 from distill.evaluation.fidelity import ON_STUDENT_TEXT, compare, mean_cross_entropy
 from distill.evaluation.generation import respond, share, text_figures
+from distill.rollout.ends import Ends
 from distill.rollout.worker import RolloutWorker
 from distill.topology import Topology
 
@@ -20,7 +21,7 @@ class Validation:
         student: Engine,
         teacher: Engine | None,
         tokenizer: PreTrainedTokenizerBase,
-        eos_ids: list[int],
+        ends: Ends,
         topology: Topology,
     ):
         assert config.data.valid is not None
@@ -32,7 +33,7 @@ class Validation:
         alone = config.rollout.model_copy(
             update={"alpha": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "teacher_cache": "device"}
         )
-        self.worker = RolloutWorker(student, teacher, alone, eos_ids, config.run.seed, topology, keep_hidden=True)
+        self.worker = RolloutWorker(student, teacher, alone, ends, config.run.seed, topology, keep_hidden=True)
 
     def run(self) -> tuple[dict[str, float], float]:
         """`valid/…` figures, and the one to maximise. Collective."""

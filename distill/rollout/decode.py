@@ -17,7 +17,9 @@ from transformers import PreTrainedModel
 from distill.config import RolloutSettings
 from distill.data.batches import Rollouts, TokenBatch
 from distill.models.heads import project
+from distill.rollout.ends import Ends
 from distill.rollout.follower import Follower
+from distill.rollout.gathering import Together, on_this_rank
 from distill.rollout.reader import Reader
 from distill.rollout.sampling import draw, importance_weights, logprob_of, proposal, proposes_as_is
 
@@ -41,15 +43,17 @@ def decode(
     prompts: TokenBatch,
     randomness: Randomness,
     settings: RolloutSettings,
-    eos_ids: Int[Tensor, " eos"],
+    ends: Ends,
     vocab: int,
     agree: Callable[[Tensor], Tensor] = lambda tokens: tokens,
     keep_hidden: bool = False,
+    together: Together = on_this_rank,
 ) -> tuple[Rollouts, int]:
     """Sample one response a prompt. Whole (gathered) models, in evaluation mode; call under `no_grad`.
 
     Without a teacher the coins are ignored and its fields are 0 or None. `agree` makes ranks that share one replica
-    go on with the same tokens.
+    go on with the same tokens. `together` makes ranks that fetch layers together do the same forwards: one that is done
+    goes on with a single row until all are.
 
     Returns:
         The rollouts, and how many forwards the teacher made.
@@ -58,11 +62,12 @@ def decode(
     tokens = prompts.prompt_ids.new_zeros((rows, limit))
     logprobs, proposed = (torch.zeros((rows, limit), device=tokens.device) for _ in range(2))
     lengths = torch.full_like(prompts.prompt_lengths, limit)
+    ended = torch.zeros_like(lengths, dtype=torch.bool)
     hidden = _hidden_buffer(student, tokens) if keep_hidden else None
     reader = Reader(student, prompts, limit)
-    follower = None if teacher is None else Follower(teacher, prompts, settings, vocab)
+    follower = None if teacher is None else Follower(teacher, prompts, settings, vocab, together)
     # One look at all coins here, instead of one a token in the loop.
-    teacher_turns = [False] * limit if follower is None else randomness.coins.any(0).tolist()
+    teacher_turns = [False] * limit if follower is None else together(randomness.coins.any(0)).tolist()
     as_is = proposes_as_is(settings)
     alive = torch.arange(rows, device=tokens.device)
 
@@ -83,19 +88,22 @@ def decode(
             follower.score_drawn(tokens[:, t])
         proposed[alive, t] = own.gather(1, drawn[:, None]).squeeze(1) - normaliser
         logprobs[alive, t] = proposed[alive, t] if as_is else logprob_of(logits, drawn)
-        ends = torch.isin(drawn, eos_ids) & (lengths[alive] == limit)
-        lengths[alive] = torch.where(ends, t + 1, lengths[alive])
+        over = ended[alive]
+        now = ends(tokens[:, : t + 1], alive) & ~over
+        lengths[alive] = torch.where(now, t + 1, lengths[alive])
+        ended[alive] = over | now
         if (t + 1) % _CHECK_EVERY == 0:
-            going = (lengths[alive] == limit).nonzero().squeeze(1)
-            if len(going) == 0:
+            going = (~ended[alive]).nonzero().squeeze(1)
+            if not together(going.new_tensor(len(going)) > 0):
                 break
+            if len(going) == 0:
+                going = going.new_zeros(1)  # others still need this rank
             if len(going) <= len(alive) * (1 - _LEAVE_AT):
                 alive = alive[going]
                 reader.keep(going)
 
     width = int(lengths.max())
     responses = TokenBatch(prompts.prompt_ids, prompts.prompt_lengths, tokens[:, :width], lengths)
-    ended = torch.isin(tokens.gather(1, lengths[:, None] - 1).squeeze(1), eos_ids)
     rollouts = _assemble(responses, logprobs, proposed, ended, follower, randomness.coins, settings.alpha)
     if hidden is not None:
         rollouts = replace(rollouts, student_hidden=hidden[:, :width])

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from distill.config import RolloutSettings
 from distill.data.batches import TokenBatch
 from distill.models.heads import project
+from distill.rollout.gathering import Together, on_this_rank
 from distill.rollout.reader import Reader
 from distill.rollout.sampling import draw, logprob_of, proposal, proposes_as_is
 
@@ -37,8 +38,15 @@ class Scores(NamedTuple):
 class Follower:
     """Follows one decode of `len(prompts)` rows."""
 
-    def __init__(self, model: PreTrainedModel, prompts: TokenBatch, settings: RolloutSettings, vocab: int):
-        self.model, self.settings, self.vocab = model, settings, vocab
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: TokenBatch,
+        settings: RolloutSettings,
+        vocab: int,
+        together: Together = on_this_rank,
+    ):
+        self.model, self.settings, self.vocab, self.together = model, settings, vocab, together
         self.reader = Reader(model, prompts, settings.max_new_tokens)
         shape, device = (len(prompts), settings.max_new_tokens), prompts.prompt_ids.device
         self._scores = Scores(
@@ -58,8 +66,10 @@ class Follower:
         uniforms: Float[Tensor, " batch"],
     ) -> Int[Tensor, " batch"]:
         """Catch up with the tokens so far and draw the next one; arbitrary for rows that have ended."""
-        if not self._any_left(lengths):
+        going = self._going(lengths)
+        if not self.together(lengths.new_tensor(len(going)) > 0):
             return torch.zeros_like(lengths)
+        self._keep(going)
         block = self._catch_up(tokens)
         self._score(block[:, :-1], tokens)
         self._logits = project(self.model, block[:, -1], self.vocab)
@@ -77,17 +87,27 @@ class Follower:
     def finish(self, tokens: Int[Tensor, "batch response"], lengths: Int[Tensor, " batch"]) -> Scores:
         """Read and score what is left; a row's last token is scored without being read."""
         width = tokens.shape[1]
-        if self._scored < width and self._any_left(lengths):
-            self._score(self._catch_up(tokens[:, :-1]), tokens)
+        going = self._going(lengths)
+        unread = self._scored < width and len(going) > 0
+        if self.together(lengths.new_tensor(unread) > 0):
+            if unread:
+                self._keep(going)
+                self._score(self._catch_up(tokens[:, :-1]), tokens)
+            else:
+                self.reader.idle()
         return Scores(*(values[:, :width] for values in self._scores))
 
-    def _any_left(self, lengths: Int[Tensor, " batch"]) -> bool:
-        """Let rows go that have ended and are scored; whether one stays."""
-        going = (lengths[self._rows] > self._scored).nonzero().squeeze(1)
-        if self._read and 0 < len(going) < len(self._rows):
+    def _going(self, lengths: Int[Tensor, " batch"]) -> Int[Tensor, " going"]:
+        """Which of the rows have tokens that are not scored."""
+        return (lengths[self._rows] > self._scored).nonzero().squeeze(1)
+
+    def _keep(self, going: Int[Tensor, " going"]) -> None:
+        """Let the other rows go; one always stays, for the ranks that are not done."""
+        if len(going) == 0:
+            going = going.new_zeros(1)
+        if self._read and len(going) < len(self._rows):
             self._rows = self._rows[going]
             self.reader.keep(going)
-        return len(going) > 0
 
     def _catch_up(self, tokens: Int[Tensor, "batch so_far"]) -> Float[Tensor, "rows new hidden"]:
         """Hidden states of the columns from the first not yet scored on."""

@@ -38,6 +38,11 @@ class Reader:
         hidden = hidden_states(self.model, ids, self._mask[:, : self._seen], positions, self._cache)
         return hidden[:, -(tokens.shape[1] + first) :]
 
+    def idle(self) -> None:
+        """A forward of one token that nothing comes of: other ranks need this one's shards."""
+        token = self._prompt_ids[:1, -1:]
+        hidden_states(self.model, token, torch.ones_like(token), torch.zeros_like(token))
+
     def keep(self, index: Int[Tensor, " kept"]) -> None:
         """Go on with these of the rows."""
         self._prompt_ids, self._prompt_lengths = self._prompt_ids[index], self._prompt_lengths[index]

@@ -1,34 +1,25 @@
 """Prompts → `Rollouts`: gather both models once, decode in batches of like length, hand back in the caller's order."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from distill.config import RolloutSettings
 from distill.data.batches import Rollouts, TokenBatch, concatenate
 from distill.host import on_host
+from distill.models.attention import grouped_attention
+from distill.models.packing import packed
 from distill.rollout.decode import Randomness, decode
+from distill.rollout.ends import Ends
+from distill.rollout.gathering import Choice, Gatherable, choose, on_this_rank, over_ranks
 from distill.rollout.sampling import coins, token_uniforms
 from distill.topology import Topology
-
-
-class Gatherable(Protocol):
-    """A sharded model that can be made whole for a while."""
-
-    vocab: int
-
-    def train(self, mode: bool = True) -> None:
-        """Switch between training and evaluation mode."""
-
-    def whole(self) -> AbstractContextManager[PreTrainedModel]:
-        """The plain model, every parameter in place. Collective."""
-        ...
 
 
 class RolloutWorker:
@@ -42,7 +33,7 @@ class RolloutWorker:
         student: Gatherable,
         teacher: Gatherable | None,
         settings: RolloutSettings,
-        eos_ids: list[int],
+        ends: Ends,
         seed: int,
         topology: Topology,
         keep_hidden: bool = False,
@@ -50,7 +41,8 @@ class RolloutWorker:
         self.student, self.teacher, self.settings = student, teacher, settings
         self.keep_hidden = keep_hidden
         self.seed, self.topology, self.device = seed, topology, topology.device
-        self.eos_ids = torch.tensor(eos_ids, device=topology.device)
+        self.ends = ends
+        self.choice: Choice | None = None
 
     @torch.no_grad()
     def collect(
@@ -72,8 +64,9 @@ class RolloutWorker:
         parts: list[Rollouts] = []
         self.student.train(False)
         with ExitStack() as stack:
-            student = stack.enter_context(self.student.whole())
-            teacher = stack.enter_context(self.teacher.whole()) if self.teacher else None
+            choice = self._choose_gathering()
+            student = self._open(self.student, choice.once, stack)
+            teacher = self._open(self.teacher, choice.once, stack) if self.teacher else None
             for index in order.split(self.settings.batch):
                 chance = self._randomness(row_ids[index], round_index)
                 rows = prompts.rows(index).to(self.device)
@@ -83,10 +76,11 @@ class RolloutWorker:
                     rows,
                     chance,
                     self.settings,
-                    self.eos_ids,
+                    self.ends,
                     self.student.vocab,
                     self.topology.agree_in_replica,
                     self.keep_hidden,
+                    on_this_rank if choice.once else over_ranks(self.topology),
                 )
                 parts.append(self.place(rollouts))
                 progress(len(index))
@@ -98,6 +92,27 @@ class RolloutWorker:
         if hidden is None or self.settings.teacher_cache == "device":
             return rollouts.to(self.device)
         return replace(replace(rollouts, teacher_hidden=None).to(self.device), teacher_hidden=on_host(hidden))
+
+    def _choose_gathering(self) -> Choice:
+        sharded = [model for model in (self.student, self.teacher) if model]
+        choice = choose(self.settings.gather, sum(model.missing_bytes for model in sharded), self.topology)
+        if (
+            choice != self.choice
+            and self.topology.is_writer
+            and self.settings.gather == "auto"
+            and self.topology.world_size > 1
+        ):
+            tqdm.write(f"rollout.gather: {'once' if choice.once else 'layer'} ({choice.why})")
+        self.choice = choice
+        return choice
+
+    def _open(self, model: Gatherable, once: bool, stack: ExitStack) -> PreTrainedModel:
+        """The model ready to sample, until the stack closes."""
+        opened = stack.enter_context(model.whole() if once else model.by_layer())
+        stack.enter_context(grouped_attention(opened))
+        if once:
+            stack.enter_context(packed(opened))
+        return opened
 
     def _randomness(self, row_ids: Int[Tensor, " batch"], round_index: int) -> Randomness:
         flips = coins(self.settings, self.seed, round_index, row_ids)

@@ -71,6 +71,7 @@ VARIANTS = {
     "2 ranks, ZeRO-3": (2, ["optim.micro_batch=4"]),
     "2 ranks, ZeRO-3, micro-batch 1, decode batch 3": (2, ["optim.micro_batch=1", "rollout.batch=3"]),
     "4 ranks, ZeRO-3": (4, ["optim.micro_batch=2"]),
+    "2 ranks, ZeRO-3, sampled layer by layer": (2, ["rollout.gather=layer"]),
     "2 ranks, ZeRO-2": (2, ["parallel.deepspeed=ds_configs/zero2.json"]),
     "2 ranks, ZeRO-1": (2, ["parallel.deepspeed=ds_configs/zero1.json"]),
 }

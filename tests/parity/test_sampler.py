@@ -15,11 +15,14 @@ from torch import Tensor
 from distill.config import RolloutSettings
 from distill.data.batches import Rollouts, TokenBatch
 from distill.data.loading import token_batch
+from distill.models.attention import grouped_attention
+from distill.models.packing import packed
 from distill.rollout.decode import Randomness, decode
+from distill.rollout.ends import EndIds
 from distill.rollout.sampling import coins, draw, proposal, token_uniforms
 
 VOCAB, STEPS, ROWS, LEVEL = 6, 2, 6000, 1e-4
-EOS = torch.tensor([0])
+EOS = EndIds([0])
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +48,9 @@ def sample(
 def step_distribution(model: torch.nn.Module, prefix: list[int], settings: RolloutSettings) -> Tensor:
     """One component's next-token distribution by a plain forward; tempered and truncated by sorting."""
     logits = model(torch.tensor([prefix])).logits[0, -1].double() / settings.temperature
+    vocab = len(logits)
     order = logits.argsort(descending=True)
-    keep = torch.ones(VOCAB, dtype=torch.bool)
+    keep = torch.ones(vocab, dtype=torch.bool)
     if settings.top_k:
         keep[order[settings.top_k :]] = False
     masked = logits.masked_fill(~keep, -torch.inf).softmax(-1)
@@ -61,16 +65,17 @@ def step_distribution(model: torch.nn.Module, prefix: list[int], settings: Rollo
 def enumerate_sequences(
     pair: tuple, prompt: list[int], settings: RolloutSettings, component
 ) -> dict[tuple[int, ...], float]:
-    """Probability of every response of STEPS tokens (shorter where EOS ends it); `component(t, q, p)` mixes."""
+    """Probability of every response up to the limit (shorter where EOS ends it); `component(t, q, p)` mixes."""
+    steps = settings.max_new_tokens
     out: dict[tuple[int, ...], float] = {}
     open_ends: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
-    for t in range(STEPS):
+    for t in range(steps):
         following = []
         for prefix, probability in open_ends:
             q, p = (step_distribution(model, prompt + list(prefix), settings) for model in pair)
             for token, chance in enumerate(component(t, q, p).tolist()):
                 target = (*prefix, token)
-                if token == 0 or t == STEPS - 1:
+                if token == 0 or t == steps - 1:
                     out[target] = out.get(target, 0.0) + probability * chance
                 else:
                     following.append((target, probability * chance))
@@ -157,6 +162,24 @@ def test_unequal_prompts_share_a_batch(pair: tuple) -> None:
         assert p_value(seen[which::2], expected) > LEVEL
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("change", [{}, {"top_k": 2, "temperature": 1.4}, {"top_p": 0.9}], ids=str)
+def test_long_responses_keep_the_distribution_while_rows_leave(change: dict, dtype: torch.dtype) -> None:
+    """Three ids and 6 steps: rows of unequal prompts end at all lengths, and leave student and teacher meanwhile."""
+    models = tuple(tiny_llama(3, layers, seed, initializer_range=0.2).to(dtype) for layers, seed in ((1, 5), (2, 6)))
+    settings = RolloutSettings(max_new_tokens=6, coins="per_row", alpha=0.4, **change)
+    texts = [[1, 2], [2, 1, 1, 2]]
+    batch = token_batch([{"prompt_ids": texts[row % 2], "response_ids": []} for row in range(ROWS)])
+    rows = torch.arange(ROWS)
+    chance = Randomness(coins(settings, 0, 0, rows), token_uniforms(settings, 0, 0, rows))
+    with torch.no_grad(), packed(models[0]), packed(models[1]), grouped_attention(models[0]):
+        rollouts, _ = decode(*models, batch, chance, settings, EOS, 3)
+    assert rollouts.response_lengths.unique().tolist() == [1, 2, 3, 4, 5, 6]
+    for which, text in enumerate(texts):
+        expected = enumerate_sequences(models, text, settings, lambda t, q, p: 0.4 * p + 0.6 * q)
+        assert p_value(responses(rollouts)[which::2], expected) > LEVEL
+
+
 def test_a_wrong_mixture_is_noticed(pair: tuple) -> None:
     """The check can fail: samples of α = 0.2 are not taken for samples of α = 0.4."""
     settings = RolloutSettings(max_new_tokens=STEPS, coins="per_row", alpha=0.2)
@@ -192,7 +215,7 @@ def test_teacher_is_called_only_where_a_coin_asks_and_once_at_the_end(pair: tupl
     rows = torch.arange(3)
     flips = torch.tensor([False, True, False, False, True, False, False, False]).expand(3, 8)
     chance = Randomness(flips, token_uniforms(settings, 0, 0, rows))
-    no_end = torch.tensor([VOCAB])
+    no_end = EndIds([])
     with torch.no_grad():
         _, calls = decode(*pair, prompts(3), chance, settings, no_end, VOCAB)
     assert calls == 3
@@ -204,9 +227,9 @@ def test_the_teacher_rests_once_all_rows_have_ended(pair: tuple, flips: list[int
     settings = RolloutSettings(max_new_tokens=12, alpha=0.5)
     rows = torch.arange(8)
     coin = torch.isin(torch.arange(12), torch.tensor(flips)).expand(8, 12)
-    every_token_ends = torch.arange(VOCAB)
+    every_token_ends = EndIds(range(VOCAB))
     chance = Randomness(coin, token_uniforms(settings, 0, 0, rows))
-    for ends in (every_token_ends, torch.tensor([0, 1, 2, 3])):
+    for ends in (every_token_ends, EndIds([0, 1, 2, 3])):
         with torch.no_grad():
             rollouts, calls = decode(*pair, prompts(8), chance, settings, ends, VOCAB)
         if ends is every_token_ends:

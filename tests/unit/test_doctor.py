@@ -47,6 +47,8 @@ SIMPLE = [
     ("optim.batch_size", 9, "optim.batch_size = 9: does not divide over 2 data-parallel ranks; give a multiple of 2"),
     ("optim.micro_batch", 3, "optim.micro_batch = 3: does not divide a rank's share of 4 sequences"),
     ("rollout.per_round", 12, "rollout.per_round = 12: is not a multiple of optim.batch_size = 8; give 8"),
+    ("rollout.samples_per_prompt", 3, "rollout.samples_per_prompt = 3: does not divide the 16 responses that are"),
+    ("rollout.stop_ids", [5, 600], "rollout.stop_ids = [600]: the tokenizer has the ids 0 to 599; give ids of that"),
     (
         "rollout.max_new_tokens",
         250,

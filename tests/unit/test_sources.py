@@ -1,6 +1,7 @@
 """Mixing recorded responses with rollouts: each source sees its own steps in order, whatever resumes where."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from distill.config import Config
 from distill.data.batches import Rollouts, TokenBatch
+from distill.data.loading import InstructionRecords
+from distill.data.sampler import ShuffledStream
 from distill.objective_settings import DistillmSettings
 from distill.replay import ReplaySource
-from distill.sources import MixedSource, Source
+from distill.sources import MixedSource, Sampler, Source
 from distill.topology import Topology
 
 
@@ -86,16 +89,34 @@ class Numbered:
 STEPS = 400
 
 
-def replay(losses: Sequence[float] = (1.0,), **settings: Any) -> tuple[ReplaySource, Counting, Numbered]:
-    config = Config.model_validate(
+def settings_of(**rollout: int) -> Config:
+    return Config.model_validate(
         {
             "run": {"folder": "unused", "seed": 5},
             "student": {"path": "unused"},
             "data": {"train": "unused"},
             "objective": {"name": "distillm"},
+            "rollout": rollout,
             "optim": {"steps": STEPS, "batch_size": 4, "micro_batch": 2},
         }
     )
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_each_prompt_gets_its_samples_on_any_number_of_ranks(records_dir: Path, ranks: int) -> None:
+    records = InstructionRecords(records_dir / "train", "data.train")
+    for round_index in (0, 1):
+        rows: dict[int, int] = {}
+        for rank in range(ranks):
+            topology = Topology(rank, ranks, 1, torch.device("cpu"), None, None)
+            sampler = Sampler(records, Numbered(), None, settings_of(samples_per_prompt=3), topology)  # type: ignore[arg-type]
+            rows |= dict(zip(range(rank, 12, ranks), sampler.prompts(round_index, 12), strict=True))
+        expected = ShuffledStream(len(records), 5).take(4 * round_index, 4)
+        assert [rows[row] for row in range(12)] == [record for record in expected for _ in range(3)]
+
+
+def replay(losses: Sequence[float] = (1.0,), **settings: Any) -> tuple[ReplaySource, Counting, Numbered]:
+    config = settings_of()
     recorded, sampler, left = Counting(), Numbered(), list(losses)
     source = ReplaySource(
         recorded,  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""A model in its form for sampling, weights packed and key heads shared, says what it says as it is."""
+
+import pytest
+import torch
+from conftest import tiny_llama
+from torch import Tensor, nn
+from transformers import (
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from distill.models.attention import grouped_attention
+from distill.models.heads import hidden_states, project
+from distill.models.packing import PackedLinear, packed
+
+_SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+MODELS = {
+    "llama": lambda: tiny_llama(50, 2, seed=3),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SIZES, **_HEADS)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**_SIZES, **_HEADS, head_dim=8)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4)),
+}
+
+
+@torch.no_grad()
+def in_three_chunks(model: PreTrainedModel) -> Tensor:
+    """Logits of left-padded prompts, a chunk and a single token over the cache."""
+    ids = torch.randint(50, (3, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    cache = DynamicCache(config=model.config)
+    parts = [
+        hidden_states(model, ids[:, a:b], mask[:, :b], positions[:, a:b], cache) for a, b in ((0, 6), (6, 11), (11, 12))
+    ]
+    return project(model, torch.cat(parts, 1), 50).float()[mask.bool()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_forms_do_not_change_the_logits(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    model = MODELS[name]().to(dtype).eval()
+    plain = in_three_chunks(model)
+    before = model.config._attn_implementation
+    with packed(model), grouped_attention(model):
+        formed = in_three_chunks(model)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(formed, plain, rtol=tolerance, atol=tolerance)
+    assert model.config._attn_implementation == before
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bf16 kernels on this processor")
+def test_packed_copies_follow_the_weights_and_go() -> None:
+    layer = nn.Sequential(nn.Linear(32, 48).bfloat16())
+    x = torch.randn(5, 32).bfloat16()
+    with torch.no_grad():
+        for _ in range(2):
+            layer[0].weight.mul_(2)
+            expected = layer(x)
+            with packed(layer):
+                assert type(layer[0]) is PackedLinear
+                torch.testing.assert_close(layer(x), expected)
+            assert type(layer[0]) is nn.Linear
+            assert "packed" not in vars(layer[0])
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 3, 5, 7), (1, 4, 4, 3, 3), (2, 6, 1, 1, 9)], ids=str)
+def test_grouped_attention_equals_a_loop_over_heads(shape: tuple[int, ...]) -> None:
+    from distill.models.attention import _grouped
+
+    batch, heads, key_heads, new, seen = shape
+    query, key, value = (
+        torch.randn(batch, h, n, 8, dtype=torch.float64)
+        for h, n in ((heads, new), (key_heads, seen), (key_heads, seen))
+    )
+    mask = torch.rand(batch, 1, new, seen) < 0.7
+    mask[..., 0] = True
+    module = nn.Module()
+    module.num_key_value_groups = heads // key_heads
+    got, _ = _grouped(module, query, key, value, mask, scaling=0.3)
+    for head in range(heads):
+        shared = head // (heads // key_heads)
+        scores = query[:, head] @ key[:, shared].transpose(1, 2) * 0.3
+        expected = scores.masked_fill(~mask[:, 0], -torch.inf).softmax(-1) @ value[:, shared]
+        torch.testing.assert_close(got[:, :, head], expected)

@@ -1,0 +1,64 @@
+"""The least time that a rollout can take on this machine, from two measured rates.
+
+Every product y = xWᵀ of a forward must do 2·rows·|W| operations and read W once, so it takes at least
+max(2·rows·|W| / matrix rate, 2·|W| bytes / memory bandwidth) in bf16. Summed over what the algorithm cannot do without:
+
+- the student reads the prompts in one forward, then every response token but the last in a forward of `batch` rows;
+- the teacher reads the prompts and all response tokens, each once, in `calls` forwards of equal size;
+- both heads make one row of logits for each response token, the student's a batch at a time.
+
+Attention, norms, drawing and the keys and values read back are left out: what they take is distance to the floor, and
+so is arithmetic that the two rates do not explain, as at few rows.
+"""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from tools.benchmarks.timing import seconds
+
+_SIDE, _BYTES = 2048, 2**28
+
+
+def matrix_rate(device: str, repeats: int = 7) -> float:
+    """bf16 operations a second in a large square product; the best of several."""
+    a, b = (torch.randn(_SIDE, _SIDE, device=device).bfloat16() for _ in range(2))
+    torch.mm(a, b)
+    return 2 * _SIDE**3 / min(seconds(lambda: torch.mm(a, b)) for _ in range(repeats))
+
+
+def bandwidth(device: str, repeats: int = 7) -> float:
+    """Bytes a second that a sum reads from memory; the best of several."""
+    numbers = torch.ones(_BYTES // 4, device=device)
+    numbers.sum()
+    return _BYTES / min(seconds(numbers.sum) for _ in range(repeats))
+
+
+def parameters(model: PreTrainedModel) -> tuple[int, int]:
+    """Of the layers' matrices, and of the head's."""
+    decoder: Any = model.base_model
+    matrices = sum(weight.numel() for weight in decoder.layers.parameters() if weight.ndim == 2)
+    return matrices, model.get_output_embeddings().weight.numel()
+
+
+def mixed_rollout_floor(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    rows: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    calls: int,
+    rates: tuple[float, float],
+) -> float:
+    """Seconds, as derived above; `prompt_tokens` over all rows, `rates` of matrix products and of memory."""
+    operations, memory = rates
+
+    def product(row_count: float, weights: int) -> float:
+        return max(2 * row_count * weights / operations, 2 * weights / memory)
+
+    layers, head = parameters(student)
+    own = product(prompt_tokens, layers) + (new_tokens - 1) * product(rows, layers) + new_tokens * product(rows, head)
+    layers, head = parameters(teacher)
+    tokens = prompt_tokens + rows * (new_tokens - 1)
+    return own + calls * product(tokens / calls, layers) + product(rows * new_tokens, head)
