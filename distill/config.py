@@ -102,7 +102,8 @@ class ParallelSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """Validation during training. The best student is kept: by Rouge-L of its samples, by validation loss for SFT."""
+    """Validation during training. The best student is kept: by Rouge-L of its samples, for sft, seqkd and uld by
+    validation loss."""
 
     every: int = Field(0, ge=0, description="Steps between validations; 0: only at the end.")
     prompts: int = Field(64, gt=0, description="Validation records used, at most.")

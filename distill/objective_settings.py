@@ -10,10 +10,10 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_rkl", "
 
 _ON_POLICY = "Share of the optimizer steps that take fresh rollouts; the others take the recorded responses."
 _TEMPERATURE = "Softens both models' distributions within the divergence, which is then multiplied by its square."
-_ALPHA = "Skew: the student's share in the mixture that stands in for the model compared with."
+_ALPHA = "Skew: share of p in what skew KL compares p with, and of q in what skew reverse KL compares q with."
 
 
-class Objective(Settings):
+class ObjectiveBase(Settings):
     """What every objective says of the run it needs."""
 
     needs_teacher: ClassVar[bool] = True
@@ -21,42 +21,67 @@ class Objective(Settings):
     """Whether the teacher may have a tokenizer of its own."""
 
     @property
-    def share(self) -> float:
-        """Of the optimizer steps, those that take rollouts; the others take the recorded responses."""
-        return 0.0
-
-    @property
     def samples(self) -> bool:
         """Whether rollouts take part."""
-        return self.share > 0
+        return False
 
     @property
     def reads_responses(self) -> bool:
         """Whether recorded responses take part."""
-        return self.share < 1
+        return True
 
 
-class Mixable(Objective):
+class Mixable(ObjectiveBase):
     """An objective for recorded responses, rollouts, or a mix of both."""
 
     on_policy: float = Field(0.0, ge=0, le=1, description=_ON_POLICY)
 
     @property
-    def share(self) -> float:
-        """As the user says."""
-        return self.on_policy
+    def samples(self) -> bool:
+        """In some steps at least."""
+        return self.on_policy > 0
+
+    @property
+    def reads_responses(self) -> bool:
+        """In some steps at least."""
+        return self.on_policy < 1
 
 
-class Sampled(Objective):
+class WithTruth(Mixable):
+    """One that may take a share of cross-entropy too."""
+
+    ce_weight: float = Field(
+        0.0, ge=0, le=1, description="Share of cross-entropy on the recorded responses; rollouts have none."
+    )
+
+    @field_validator("ce_weight")
+    @classmethod
+    def _has_recorded_responses(cls, value: float, info: ValidationInfo) -> float:
+        # The default stands in every resolved config.
+        if value != cls.model_fields["ce_weight"].default and info.data.get("on_policy") == 1:
+            raise ValueError("on_policy = 1 leaves no recorded responses for it; lower on_policy or remove ce_weight")
+        return value
+
+
+class Both(ObjectiveBase):
+    """An objective that always takes recorded responses and rollouts."""
+
+    @property
+    def samples(self) -> bool:
+        """Always."""
+        return True
+
+
+class Sampled(Both):
     """An objective for rollouts alone."""
 
     @property
-    def share(self) -> float:
-        """Every step."""
-        return 1.0
+    def reads_responses(self) -> bool:
+        """Never."""
+        return False
 
 
-class SftSettings(Objective):
+class SftSettings(ObjectiveBase):
     """Supervised fine-tuning: cross-entropy on the recorded responses."""
 
     needs_teacher: ClassVar[bool] = False
@@ -64,7 +89,7 @@ class SftSettings(Objective):
     name: Literal["sft"]
 
 
-class SeqKdSettings(Objective):
+class SeqKdSettings(ObjectiveBase):
     """Sequence-level distillation: cross-entropy on responses that the teacher wrote (`data_prep.teacher_responses`);
     the ground truth is refused."""
 
@@ -82,7 +107,7 @@ _KNOBS: dict[str, dict[str, float]] = {
 }
 
 
-class KdSettings(Mixable):
+class KdSettings(WithTruth):
     """Word-level distillation: a divergence between student and teacher at every response token."""
 
     name: Literal["kd"]
@@ -95,9 +120,6 @@ class KdSettings(Mixable):
     )
     mu: float | None = Field(None, gt=0, lt=1, description="Probability of `akl`'s head: 0.5 there, no other reads it.")
     temperature: float = Field(1.0, gt=0, description=_TEMPERATURE)
-    ce_weight: float = Field(
-        0.0, ge=0, le=1, description="Share of cross-entropy on the recorded responses; rollouts have none."
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -116,13 +138,6 @@ class KdSettings(Mixable):
             raise ValueError(f"divergence {divergence} does not read it; remove it")
         return value
 
-    @field_validator("ce_weight")
-    @classmethod
-    def _has_recorded_responses(cls, value: float, info: ValidationInfo) -> float:
-        if value and info.data.get("on_policy") == 1:
-            raise ValueError("on_policy = 1 leaves no recorded responses for it; lower on_policy or remove ce_weight")
-        return value
-
 
 class GkdSettings(Mixable):
     """GKD (arXiv 2306.13649): JSD(β) on a mix of sampled and recorded responses."""
@@ -133,7 +148,7 @@ class GkdSettings(Mixable):
     on_policy: float = Field(0.5, ge=0, le=1, description=_ON_POLICY)
 
 
-class DistillmSettings(Objective):
+class DistillmSettings(Both):
     """DistiLLM (arXiv 2402.03898): skew divergence on recorded responses and, with a probability that grows whenever
     validation loss rises, on the student's own from a replay buffer."""
 
@@ -146,24 +161,14 @@ class DistillmSettings(Objective):
     adapt_every: int = Field(100, gt=0, description="Steps between looks at validation loss.")
     replay: int = Field(1024, gt=0, description="Newest rollouts kept for replay, over all ranks.")
 
-    @property
-    def share(self) -> float:
-        """Neither none nor all: it grows as the run goes."""
-        return 0.5
 
-
-class Distillm2Settings(Objective):
+class Distillm2Settings(Both):
     """DistiLLM-2 (arXiv 2503.07067): for each prompt the teacher's recorded response under (2 − β)·skew KL, and the
     student's own under β·skew reverse KL."""
 
     name: Literal["distillm2"]
     alpha: float = Field(0.1, gt=0, lt=1, description=_ALPHA)
     beta: float = Field(1.0, ge=0, le=2, description="Weight of the student's responses; 2 − β is the teacher's.")
-
-    @property
-    def share(self) -> float:
-        """Half of every step."""
-        return 0.5
 
 
 class TaidSettings(Mixable):
@@ -173,7 +178,9 @@ class TaidSettings(Mixable):
     start: float = Field(0.4, ge=0, le=1, description="Teacher's share t of the target's logits at the first step.")
     end: float = Field(1.0, ge=0, le=1, description="t at the last step, and its bound.")
     momentum: float = Field(0.99, ge=0, lt=1, description="Of the loss's relative fall, which drives t.")
-    step_size: float = Field(5e-4, ge=0, description="Most that t gains a step beyond its straight line.")
+    step_size: float = Field(
+        5e-4, ge=0, description="α of t's own step, α·sigmoid(m)·(1 − t); it counts where it leads beyond the line."
+    )
 
     @model_validator(mode="after")
     def _moves_forward(self) -> "TaidSettings":
@@ -182,7 +189,7 @@ class TaidSettings(Mixable):
         return self
 
 
-class UldSettings(Mixable):
+class UldSettings(WithTruth):
     """Universal logit distillation (arXiv 2402.12030), for a teacher with another tokenizer: distance of the sorted
     probabilities, position by position."""
 
@@ -286,7 +293,7 @@ AnyObjective = (
 )
 ObjectiveSettings = Annotated[AnyObjective, Field(discriminator="name")]
 
-OBJECTIVES: dict[str, type[Objective]] = {
+OBJECTIVES: dict[str, type[ObjectiveBase]] = {
     "sft": SftSettings,
     "seqkd": SeqKdSettings,
     "kd": KdSettings,

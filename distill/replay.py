@@ -26,11 +26,13 @@ class ReplaySource(Source):
         recorded: RecordedSource,
         sampler: Sampler,
         validation_loss: Callable[[], float],
+        progress: Callable[[], float],
         settings: DistillmSettings,
         config: Config,
     ):
         super().__init__()
-        self.recorded, self.sampler, self.validation_loss = recorded, sampler, validation_loss
+        self.recorded, self.sampler = recorded, sampler
+        self.validation_loss, self.progress = validation_loss, progress
         self.settings, self.config = settings, config
         self.size = config.optim.batch_size // sampler.topology.dp_size
         """This rank's rows of a batch."""
@@ -47,7 +49,7 @@ class ReplaySource(Source):
         replays, samples, which = np.random.default_rng([config.run.seed, _REPLAY, step]).random(3)
         if replays >= self.memory["on_policy"]:
             return self.recorded.minibatch(self._next("recorded"))
-        if samples < 1 - step / config.optim.steps or not self._buffer:
+        if samples < 1 - self.progress() or not self._buffer:
             self.fresh = self.sampler.sample(self._next("sampled"), config.optim.batch_size)
             self._buffer = [*self._buffer, self.fresh][-self.capacity :]
         return self._buffer[int(which * len(self._buffer))].split(config.optim.micro_batch)
@@ -66,9 +68,11 @@ class ReplaySource(Source):
 
     def in_use(self) -> Rollouts | None:
         """The buffer's batches, one after the other."""
-        return concatenate(self._buffer) if self._buffer else None
+        return concatenate([batch.to("cpu") for batch in self._buffer]) if self._buffer else None
 
     def resume(self, rollouts: Rollouts | None, memory: dict[str, float]) -> None:
         """Take the buffer apart again."""
         super().resume(rollouts, memory)
-        self._buffer = self.sampler.worker.place(rollouts).split(self.size) if rollouts is not None else []
+        # Cut on the host: a cut on the device would hold on to the whole until its last batch leaves.
+        cuts = rollouts.split(self.size) if rollouts is not None else []
+        self._buffer = [self.sampler.worker.place(batch.clone()) for batch in cuts]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from distill.config import Config
-from distill.data.batches import Rollouts, TokenBatch
+from distill.data.batches import B, Rollouts, TokenBatch, concatenate
 from distill.data.loading import InstructionRecords, TextRecords
 from distill.data.sampler import ShuffledStream
 from distill.rollout.worker import RolloutWorker
@@ -91,7 +91,7 @@ class Sampler:
         self,
         records: InstructionRecords,
         worker: RolloutWorker,
-        teacher: Teacher | None,
+        teacher: Teacher,
         config: Config,
         topology: Topology,
     ):
@@ -114,7 +114,18 @@ class Sampler:
         row_ids = torch.arange(topology.dp_rank, count, topology.dp_size)
         with progress(len(indices), f"rollouts of round {round_index + 1}", topology.is_writer) as bar:
             rollouts = self.worker.collect(self.records.batch(indices), row_ids, round_index, bar.update)
-        return self.worker.place(self.teacher.sampled(rollouts, self.micro_batch)) if self.teacher else rollouts
+        if rollouts.teacher_hidden is None:
+            rollouts = self.read(rollouts)
+        self.teacher.note_sampled(rollouts)
+        return rollouts
+
+    def read(self, batch: B) -> B:
+        """The batch with the teacher's states, each part where it will wait for the loss. Collective.
+
+        Every rank must bring the same number of rows.
+        """
+        place = self.worker.place
+        return place(concatenate([place(self.teacher.read(rows)) for rows in batch.split(self.micro_batch)]))
 
 
 class RolloutSource(Source):
@@ -161,9 +172,9 @@ class RolloutSource(Source):
 class PairedSource(Source):
     """For each prompt of a step the student's fresh response and the recorded one: half the batch each."""
 
-    def __init__(self, sampler: Sampler, teacher: Teacher, config: Config):
+    def __init__(self, sampler: Sampler, config: Config):
         super().__init__()
-        self.sampler, self.teacher, self.config = sampler, teacher, config
+        self.sampler, self.config = sampler, config
         self.sampled = RolloutSource(sampler, config, config.optim.batch_size // 2)
         self._recorded: TokenBatch | None = None
 
@@ -179,8 +190,7 @@ class PairedSource(Source):
     def _read(self, round_index: int) -> TokenBatch:
         """The round's recorded responses with the teacher's states: it reads them once, like the rollouts."""
         indices = self.sampler.prompts(round_index, self.config.rollout.per_round)
-        batch = self.sampler.records.batch(indices).to(self.sampler.topology.device)
-        return self.teacher.read_in_parts(batch, self.config.optim.micro_batch)
+        return self.sampler.read(self.sampler.records.batch(indices).to(self.sampler.topology.device))
 
     def in_use(self) -> Rollouts | None:
         """Of the round in progress."""

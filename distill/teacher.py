@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from distill.data.batches import B, Rollouts, TokenBatch, concatenate
+from distill.data.batches import B, Rollouts, TokenBatch
 from distill.engine import Engine
 from distill.objectives.chunked import ChunkLogits, HiddenLogits
 from distill.topology import Topology
@@ -44,19 +44,12 @@ class Teacher:
         lengths = asked.response_lengths if self.translate else None
         return replace(batch, teacher_hidden=hidden, teacher_lengths=lengths)
 
-    def read_in_parts(self, batch: B, micro_batch: int) -> B:
-        """The same, a few rows at a time. Collective; every rank must bring the same number of rows."""
-        return concatenate([self.read(rows) for rows in batch.split(micro_batch)])
-
-    def sampled(self, rollouts: Rollouts, micro_batch: int) -> Rollouts:
-        """Fresh rollouts with the teacher's states, which it has left already if it took part. Collective."""
-        if rollouts.teacher_hidden is None:
-            rollouts = self.read_in_parts(rollouts, micro_batch)
-        elif rollouts.teacher_forwards is not None:
+    def note_sampled(self, rollouts: Rollouts) -> None:
+        """Count fresh rollouts, and what the teacher has read of them while they were sampled."""
+        if rollouts.teacher_forwards is not None:
             self._counts[FORWARDS] += rollouts.teacher_forwards.sum()
         lengths = rollouts.response_lengths if rollouts.teacher_lengths is None else rollouts.teacher_lengths
         self._counts[TOKENS] += lengths.sum()
-        return rollouts
 
     def known(self, batch: B) -> B:
         """The batch with the teacher's states, read now if nobody has. Collective."""

@@ -17,7 +17,7 @@ from distill.host import peak_memory_gib
 from distill.model_card import model_card
 from distill.models.loading import load_config, load_generation_config, load_tokenizer
 from distill.models.vocabulary import eos_ids, shared_vocabulary
-from distill.objective_settings import Distillm2Settings, DistillmSettings, MiniLLMSettings
+from distill.objective_settings import Distillm2Settings, DistillmSettings, MiniLLMSettings, Mixable
 from distill.replay import ReplaySource
 from distill.rollout.ends import response_ends
 from distill.rollout.worker import RolloutWorker
@@ -76,8 +76,8 @@ class Run:
         models = [config.student] if given is None or apart else [config.student, given]
         model_configs = [load_config(model, "student.path or teacher.path") for model in models]
         self.tokenizer = load_tokenizer(config.student.path, "student.path", config.student.trust_remote_code)
-        ids = eos_ids(self.tokenizer, [*model_configs, *map(load_generation_config, models)])
-        self.ends = response_ends(config.rollout, ids, self.tokenizer, topology.device)
+        self.eos_ids = eos_ids(self.tokenizer, [*model_configs, *map(load_generation_config, models)])
+        self.ends = response_ends(config.rollout, self.eos_ids, self.tokenizer, topology.device)
         vocab = shared_vocabulary(self.tokenizer, *model_configs)
         deepspeed_json, dtype = read_deepspeed_json(config.parallel.deepspeed), resolve_dtype(config.precision)
         tp = config.parallel
@@ -93,7 +93,7 @@ class Run:
         tokenizer = load_tokenizer(teacher.path, "teacher.path", teacher.trust_remote_code)
         model_config = load_config(teacher, "teacher.path")
         longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-        return Translator(self.tokenizer, tokenizer, longest), shared_vocabulary(tokenizer, model_config)
+        return Translator(self.tokenizer, tokenizer, self.eos_ids, longest), shared_vocabulary(tokenizer, model_config)
 
     def _open_data(self) -> None:
         config, topology = self.config, self.topology
@@ -106,6 +106,7 @@ class Run:
         self.source: Source = RecordedSource(records, config, topology)
         if config.objective.samples:
             worker = RolloutWorker(self.student, alike, config.rollout, self.ends, config.run.seed, topology)
+            assert self.teacher is not None
             self.source = self._sampling(records, Sampler(records, worker, self.teacher, config, topology))
         self.plain_text: Source | None = None
         if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):
@@ -117,14 +118,13 @@ class Run:
         recorded = RecordedSource(records, config, self.topology, RECORDED_IN_MIX)
         if isinstance(objective, DistillmSettings):
             assert self.validation is not None
-            return ReplaySource(recorded, sampler, self.validation.loss, objective, config)
+            return ReplaySource(recorded, sampler, self.validation.loss, lambda: self.progress, objective, config)
         if isinstance(objective, Distillm2Settings):
-            assert self.teacher is not None
-            return PairedSource(sampler, self.teacher, config)
+            return PairedSource(sampler, config)
         rollouts = RolloutSource(sampler, config, config.optim.batch_size)
-        if not objective.reads_responses:
-            return rollouts
-        return MixedSource(recorded, rollouts, objective.share, config.run.seed)
+        if isinstance(objective, Mixable) and objective.reads_responses:
+            return MixedSource(recorded, rollouts, objective.on_policy, config.run.seed)
+        return rollouts
 
     def _resume(self) -> RunState:
         found = checkpoint.latest(self.folder)
@@ -137,11 +137,16 @@ class Run:
         return found.state
 
     @property
+    def progress(self) -> float:
+        """Share of the step or time budget that is used up; the same on every rank."""
+        optim, state = self.config.optim, self.state
+        timed = state.seconds / (optim.max_minutes * 60) if optim.max_minutes else 0.0
+        return min(max(state.step / optim.steps, timed), 1.0)
+
+    @property
     def done(self) -> bool:
         """Whether the step or time budget is used up; the same answer on every rank."""
-        budget = self.config.optim.max_minutes
-        out_of_time = budget is not None and self.state.seconds >= budget * 60
-        return self.state.step >= self.config.optim.steps or out_of_time
+        return self.progress >= 1
 
     def step(self) -> dict[str, float]:
         """One optimizer step, rollouts included where a round starts; its figures."""
@@ -152,10 +157,10 @@ class Run:
             plain_text = self.plain_text.minibatch(step) if self.plain_text else []
         figures = self.updater.step(micro_batches, plain_text)
         figures |= {f"adaptive/{name}": value for name, value in (self.source.memory | self.objective.memory).items()}
-        self.objective.memory = self.objective.advance(figures, (step + 1) / self.config.optim.steps)
         # The slowest rank's clock is everyone's: all must agree when the time is up.
         seconds = self.topology.max_over_ranks(time.perf_counter() - started)
         self.state = replace(self.state, step=step + 1, seconds=self.state.seconds + seconds)
+        self.objective.memory = self.objective.advance(figures, self.progress)
         figures["time/step"] = seconds
         figures["tokens/per_second"] = figures["tokens/response"] / seconds
         return figures
@@ -175,14 +180,14 @@ class Run:
         texts: list[dict[str, object]] = []
         for row in range(len(rollouts)):
             one = rollouts.rows([row])
-            texts.append(
-                {
-                    "prompt": self.tokenizer.decode(one.prompt_ids[0]),
-                    "response": self.tokenizer.decode(one.response_ids[0]),
-                    "reward": float((one.teacher_logprobs - one.behavior_logprobs).mean()),
-                    "teacher_share": float(one.from_teacher.float().mean()),
-                }
-            )
+            text: dict[str, object] = {
+                "prompt": self.tokenizer.decode(one.prompt_ids[0]),
+                "response": self.tokenizer.decode(one.response_ids[0]),
+            }
+            if one.teacher_forwards is not None:  # the teacher has scored it
+                text["reward"] = float((one.teacher_logprobs - one.behavior_logprobs).mean())
+                text["teacher_share"] = float(one.from_teacher.float().mean())
+            texts.append(text)
         return texts
 
     def maybe_validate(self) -> None:

@@ -98,7 +98,8 @@ class Updater:
     def _reduce(self, sums: Sums) -> dict[str, float]:
         names = sorted(sums)
         stacked = torch.stack([sums[name].double() for name in names])
-        return dict(zip(names, self.topology.sum_over_replicas(stacked).tolist(), strict=True))
+        reduced = self.topology.agree_in_replica(self.topology.sum_over_replicas(stacked))
+        return dict(zip(names, reduced.tolist(), strict=True))
 
 
 def derive(sums: dict[str, float]) -> dict[str, float]:

@@ -53,13 +53,14 @@ def check_batches(config: Config, world_size: int | None, report: Report) -> Non
         f"does not divide a rank's share of {share} sequences" + (" of either kind" if kinds > 1 else ""),
         f"give a divisor of {share}",
     )
+    sampled = max(optim.batch_size // kinds, 1)
     if config.objective.samples and not isinstance(config.objective, DistillmSettings):
         report.check(
-            rollout.per_round % optim.batch_size == 0,
+            rollout.per_round % sampled == 0,
             "rollout.per_round",
             rollout.per_round,
-            f"is not a multiple of optim.batch_size = {optim.batch_size}",
-            f"give {max(rollout.per_round // optim.batch_size, 1) * optim.batch_size}",
+            f"is not a multiple of optim.batch_size = {optim.batch_size}" + (", halved" if kinds > 1 else ""),
+            f"give {max(rollout.per_round // sampled, 1) * sampled}",
         )
     together = optim.batch_size if isinstance(config.objective, DistillmSettings) else rollout.per_round
     report.check(

@@ -2,9 +2,9 @@
 
 from distill.checks.report import Report
 from distill.config import Config
-from distill.objective_settings import DistillmSettings, MiniLLMSettings
+from distill.objective_settings import DistillmSettings, MiniLLMSettings, Mixable
 
-_SAMPLING = ("alpha", "coins", "temperature", "top_k", "top_p", "samples_per_prompt", "teacher_cache")
+_OF_VALIDATION = ("max_new_tokens", "stop", "stop_ids", "gather", "batch")
 _ROUNDS = ("per_round", "inner_epochs")
 
 
@@ -20,7 +20,11 @@ def check_objective(config: Config, report: Report) -> None:
     )
     for name in _unread(config):
         given, default = getattr(rollout, name), type(rollout).model_fields[name].default
-        if name in rollout.model_fields_set and given != default:
+        if name not in rollout.model_fields_set or given == default:
+            continue
+        if isinstance(objective, Mixable):  # a sweep of on_policy may well reach 0
+            report.notices.append(f"rollout.{name}: {objective.name} at on_policy = {objective.on_policy} reads it not")
+        else:
             report.check(False, f"rollout.{name}", given, f"objective {objective.name} does not read it", "remove it")
     if data.plain_text and not isinstance(objective, MiniLLMSettings):
         report.check(False, "data.plain_text", str(data.plain_text), "only minillm reads plain text", "remove it")
@@ -40,19 +44,24 @@ def check_objective(config: Config, report: Report) -> None:
     )
 
 
-def _unread(config: Config) -> tuple[str, ...]:
-    """Settings of `rollout` that this run never looks at; validation takes the others."""
+def _unread(config: Config) -> list[str]:
+    """Settings of `rollout` that this run never looks at."""
     objective = config.objective
-    if not objective.samples:
-        return (*_SAMPLING, *_ROUNDS)
-    return _ROUNDS if isinstance(objective, DistillmSettings) else ()
+    if objective.samples:
+        return list(_ROUNDS) if isinstance(objective, DistillmSettings) else []
+    # Validation samples where there is a teacher to compare with, alone and at temperature 1.
+    validation_samples = objective.needs_teacher and not objective.own_tokenizer
+    return [name for name in type(config.rollout).model_fields if not (validation_samples and name in _OF_VALIDATION)]
 
 
 def note_on_sampling(config: Config, report: Report) -> None:
     """What a run on a mix of its own and recorded responses means to sample is the student alone, used once."""
     objective, rollout = config.objective, config.rollout
-    if objective.samples and objective.reads_responses and (rollout.alpha or rollout.inner_epochs > 1):
-        report.notices.append(
-            f"{objective.name}: rollouts hold {rollout.alpha:.0%} of the teacher's own tokens and serve "
-            f"{rollout.inner_epochs} times; for the student's own, fresh ones: rollout.alpha=0 rollout.inner_epochs=1"
-        )
+    if not (objective.samples and objective.reads_responses):
+        return
+    if rollout.alpha:
+        found = f"rollouts hold {rollout.alpha:.0%} of the teacher's own tokens"
+        report.notices.append(f"{objective.name}: {found}; for the student's own: rollout.alpha=0")
+    if rollout.inner_epochs > 1 and "inner_epochs" not in _unread(config):
+        found = f"rollouts serve {rollout.inner_epochs} times"
+        report.notices.append(f"{objective.name}: {found}; for fresh ones: rollout.inner_epochs=1")

@@ -6,6 +6,7 @@ from distill.checkpoint import latest
 from distill.checks.report import Report
 from distill.config import RESOLVED, Config, load
 from distill.errors import BadInput
+from distill.objective_settings import DistillmSettings
 
 
 def check_resumption(config: Config, world_size: int | None, report: Report) -> None:
@@ -33,8 +34,13 @@ def check_resumption(config: Config, world_size: int | None, report: Report) -> 
 
 
 # May differ between a run and its continuation: how long it goes on, and what is watched or kept of it.
-_FREE_SECTIONS = ("evaluation", "checkpoint", "log")
-_FREE_SETTINGS = ("optim.steps", "optim.max_minutes")
+_FREE = ("evaluation.", "checkpoint.", "log.", "optim.steps", "optim.max_minutes")
+
+
+def _is_free(name: str, config: Config) -> bool:
+    # What distillm adapts to is measured on these records.
+    adapts = isinstance(config.objective, DistillmSettings) and name == "evaluation.prompts"
+    return name.startswith(_FREE) and not adapts
 
 
 def _changed_settings(config: Config) -> list[tuple[str, object, object]]:
@@ -42,11 +48,9 @@ def _changed_settings(config: Config) -> list[tuple[str, object, object]]:
     copy = config.run.folder / RESOLVED
     if not copy.is_file():
         return []
-    before = load(copy).model_dump(mode="json", exclude=set(_FREE_SECTIONS))
-    now = config.model_dump(mode="json", exclude=set(_FREE_SECTIONS))
-    ours, theirs = _flat(now), _flat(before)
+    ours, theirs = (_flat(settings.model_dump(mode="json")) for settings in (config, load(copy)))
     names = [name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name)]
-    return [(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys(names) if name not in _FREE_SETTINGS]
+    return [(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys(names) if not _is_free(name, config)]
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

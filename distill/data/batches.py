@@ -68,6 +68,11 @@ class TokenBatch:
         moved: dict[str, Any] = {name: value.to(device) for name, value in self.tensors().items()}
         return replace(self, **moved)
 
+    def clone(self) -> Self:
+        """A copy that shares no memory."""
+        copied: dict[str, Any] = {name: value.clone() for name, value in self.tensors().items()}
+        return replace(self, **copied)
+
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are filled, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -84,7 +89,7 @@ class Rollouts(TokenBatch):
     behavior_logprobs: Float[Tensor, "batch response"]
     """log q_old(y_t): the student when the rollout was sampled."""
     teacher_logprobs: Float[Tensor, "batch response"]
-    """log p(y_t)."""
+    """log p(y_t); 0 where no teacher scored."""
     importance_weights: Float[Tensor, "batch response"]
     """w_t = q_old(y_t) / p̃(y_t) of the tempered, truncated proposals (Eq. 5)."""
     from_teacher: Bool[Tensor, "batch response"]
@@ -92,7 +97,7 @@ class Rollouts(TokenBatch):
     ended: Bool[Tensor, " batch"]
     """Whether the response ended by itself rather than at the length limit."""
     teacher_forwards: Int[Tensor, " batch"] | None = None
-    """How many states the teacher computed to predict the row's response tokens; one a token, if none was in vain."""
+    """How often the teacher has read the row's response tokens, all together: as often as there are, if never twice."""
     student_hidden: Float[Tensor, "batch response hidden"] | None = None
     """The student's, where the rollout worker was asked to keep them."""
     advantages: Float[Tensor, "batch response"] | None = None
@@ -129,5 +134,7 @@ def concatenate(parts: Sequence[B]) -> B:
 
 
 def _widen(value: Tensor, width: int, left: bool) -> Tensor:
+    if value.shape[1] == width:
+        return value
     shape = (value.shape[0], width - value.shape[1], *value.shape[2:])
     return torch.cat([value.new_zeros(shape), value] if left else [value, value.new_zeros(shape)], 1)

@@ -1,5 +1,7 @@
 """The same text in another model's tokens."""
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.batches import TokenBatch
@@ -9,8 +11,16 @@ from distill.data.loading import token_batch
 class Translator:
     """From `ours` to `theirs`. A prompt keeps our template's text, without our BOS and with theirs."""
 
-    def __init__(self, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, longest: int | None):
+    def __init__(
+        self,
+        ours: PreTrainedTokenizerBase,
+        theirs: PreTrainedTokenizerBase,
+        eos_ids: Sequence[int],
+        longest: int | None,
+    ):
         self.ours, self.theirs = ours, theirs
+        self.eos_ids = frozenset(eos_ids)
+        """Ours; a model may end a response by others than its tokenizer's."""
         self.longest = longest
         """Most tokens that their model takes; none: any number."""
 
@@ -40,10 +50,14 @@ class Translator:
     def _prompt(self, ids: list[int]) -> list[int]:
         if ids and ids[0] == self.ours.bos_token_id:
             ids = ids[1:]
-        return list(self.theirs.encode(self.ours.decode(ids))) or [self._end]
+        translated = list(self.theirs.encode(self.ours.decode(ids)))
+        # Some tokenizers end every text; the prompt goes on.
+        if translated and translated[-1] == self._end:
+            translated.pop()
+        return translated or [self._end]
 
     def _response(self, ids: list[int]) -> list[int]:
-        ended = bool(ids) and ids[-1] == self.ours.eos_token_id
+        ended = bool(ids) and ids[-1] in self.eos_ids
         text = self.ours.decode(ids[:-1] if ended else ids)
         return [*self.theirs.encode(text, add_special_tokens=False), *([self._end] if ended else [])]
 

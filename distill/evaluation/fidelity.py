@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -70,8 +71,13 @@ def final_hidden(model: Engine, batch: TokenBatch, micro_batch: int, topology: T
 
 
 @torch.no_grad()
-def mean_cross_entropy(student: Engine, batch: TokenBatch, micro_batch: int, topology: Topology) -> float:
-    """−log q per response token over all ranks' rows. Every rank must bring the same number of rows."""
+def mean_cross_entropy(student: Engine, batch: TokenBatch, counted: int, micro_batch: int, topology: Topology) -> float:
+    """−log q per response token of each rank's first `counted` rows. Collective: the same on every rank.
+
+    Every rank must bring the same number of rows.
+    """
+    counts = torch.arange(len(batch)) < counted
+    batch = replace(batch, response_lengths=batch.response_lengths * counts)
     sums = torch.zeros(2, dtype=torch.float64, device=topology.device)
     for rows in _progress(batch, micro_batch, topology):
         rows = rows.to(topology.device)
@@ -79,7 +85,7 @@ def mean_cross_entropy(student: Engine, batch: TokenBatch, micro_batch: int, top
         total = student.loss(rows, lambda sum_over: plain_text_loss(sum_over, None, targets, 0.0)).total  # noqa: B023
         sums += torch.stack([total, total.new_tensor(len(targets))])
     total, tokens = topology.sum_over_replicas(sums).tolist()
-    return total / tokens
+    return topology.max_over_ranks(total / tokens)
 
 
 def _progress(batch: TokenBatch, micro_batch: int, topology: Topology) -> "tqdm[TokenBatch]":

@@ -57,4 +57,4 @@ class Validation:
         """−log q per token of the recorded responses. Collective."""
         self.student.train(False)
         batch = self.records.batch(self.share.indices)
-        return mean_cross_entropy(self.student, batch, self.config.optim.micro_batch, self.topology)
+        return mean_cross_entropy(self.student, batch, self.share.counted, self.config.optim.micro_batch, self.topology)

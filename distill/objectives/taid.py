@@ -37,6 +37,7 @@ class Taid(Objective):
         t, momentum, gain = memory["t"], memory["momentum"], 0.0
         if before := memory.get("loss"):
             momentum = s.momentum * momentum + (1 - s.momentum) * (before - loss) / before
-            gain = s.step_size / (1 + math.exp(-momentum)) * (1 - t)
+            # The sigmoid, in a form that cannot overflow.
+            gain = s.step_size * (1 + math.tanh(momentum / 2)) / 2 * (1 - t)
         line = s.end - (s.end - s.start) * (1 - progress)
         return {"t": min(s.end, max(line, t + gain)), "momentum": momentum, "loss": loss}

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from distill.config import RolloutSettings
-from distill.data.batches import Rollouts, TokenBatch, concatenate
+from distill.data.batches import B, Rollouts, TokenBatch, concatenate
 from distill.host import on_host
 from distill.models.attention import grouped_attention
 from distill.models.packing import packed
@@ -82,16 +82,19 @@ class RolloutWorker:
                     self.keep_hidden,
                     on_this_rank if choice.once else over_ranks(self.topology),
                 )
-                parts.append(self.place(rollouts))
+                if self.settings.teacher_cache == "host" and rollouts.teacher_hidden is not None:
+                    # Now, so that the device never holds those of a whole round.
+                    rollouts = replace(rollouts, teacher_hidden=rollouts.teacher_hidden.cpu())
+                parts.append(rollouts)
                 progress(len(index))
         return self.place(concatenate(parts).rows(order.argsort()))
 
-    def place(self, rollouts: Rollouts) -> Rollouts:
+    def place(self, batch: B) -> B:
         """On the device, but for the teacher's hidden states where `rollout.teacher_cache` wants them on the host."""
-        hidden = rollouts.teacher_hidden
+        hidden = batch.teacher_hidden
         if hidden is None or self.settings.teacher_cache == "device":
-            return rollouts.to(self.device)
-        return replace(replace(rollouts, teacher_hidden=None).to(self.device), teacher_hidden=on_host(hidden))
+            return batch.to(self.device)
+        return replace(replace(batch, teacher_hidden=None).to(self.device), teacher_hidden=on_host(hidden))
 
     def _choose_gathering(self) -> Choice:
         sharded = [model for model in (self.student, self.teacher) if model]

@@ -34,8 +34,12 @@ def recipe(models_dir: Path, records_dir: Path, tmp_path: Path) -> Callable[...,
             "evaluation": {"every": 5, "prompts": 7},
             "checkpoint": {"every": 3},
         }
-        if objective in ("sft", "taid", "distillm"):  # no rounds of rollouts
+        if objective in ("taid", "distillm"):  # no rounds of rollouts
             config["rollout"] = {"max_new_tokens": 12, "batch": 8}
+        if objective == "sft":
+            del config["rollout"]
+        if objective == "gkd":
+            config["rollout"]["teacher_cache"] = "host"
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config))
         return path
@@ -54,7 +58,9 @@ SURVIVORS: dict[str, dict[str, object]] = {
     "sft": {},
     "minillm": {},
     "gkd": {"on_policy": 0.7},
-    "taid": {},
+    # A step size that moves t ahead of its line.
+    "taid": {"step_size": 0.5},
+    "distillm2": {},
     "distillm": {"start": 0.5, "adapt_every": 2, "replay": 16, "tolerance": 0},
 }
 

@@ -206,6 +206,9 @@ def test_decode_scores_equal_a_fresh_forward(pair: tuple, mode: str) -> None:
         hidden_logits = head(rollouts.teacher_hidden)
     rescored = hidden_logits.log_softmax(-1).gather(-1, rollouts.response_ids[..., None]).squeeze(-1)
     torch.testing.assert_close(rescored[mask], rollouts.teacher_logprobs[mask], rtol=1e-4, atol=1e-4)
+    assert torch.equal(rollouts.teacher_forwards, rollouts.response_lengths), (
+        "no token passes through the teacher twice"
+    )
     assert rollouts.importance_weights.max() <= 1 / 0.7 + 1e-5
     assert rollouts.importance_weights[mask].min() >= 0
 

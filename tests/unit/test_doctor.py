@@ -80,6 +80,7 @@ def test_gkd_with_the_teachers_tokens_is_noted_not_refused(good: dict) -> None:
     report = examine(config, 2)
     assert not report.problems
     assert any("rollout.alpha=0" in notice for notice in report.notices)
+    assert any("rollout.inner_epochs=1" in notice for notice in report.notices)
 
 
 def test_too_few_ranks_for_tensor_parallelism(good: dict) -> None:
@@ -136,10 +137,35 @@ def test_uld_cannot_mix_the_teacher_in(foreign: dict) -> None:
 
 def test_settings_that_the_objective_does_not_read(good: dict) -> None:
     """Sampling knobs are void on recorded responses, rounds in a replay buffer; length and batch serve validation."""
-    recorded = problems(good | {"objective": {"name": "kd"}, "rollout": {"alpha": 0, "batch": 8, "max_new_tokens": 9}})
-    assert recorded == ["rollout.alpha = 0.0: objective kd does not read it; remove it"]
+    recorded = good | {"objective": {"name": "kd"}, "rollout": {"alpha": 0, "batch": 8, "max_new_tokens": 9}}
+    report = examine(Config.model_validate(recorded), 2)
+    assert not report.problems, "a sweep of on_policy may reach 0"
+    assert [line for line in report.notices if line.startswith("rollout.")] == [
+        "rollout.alpha: kd at on_policy = 0.0 reads it not"
+    ]
+    alone = problems(recorded | {"objective": {"name": "sft"}})
+    wrong = {f"rollout.{name} = {value}" for name, value in (("alpha", 0.0), ("batch", 8), ("max_new_tokens", 9))}
+    assert {line.split(":")[0] for line in alone} == wrong
     replayed = problems(good | {"objective": {"name": "distillm"}, "rollout": {"max_new_tokens": 9, "inner_epochs": 1}})
     assert replayed == ["rollout.inner_epochs = 1: objective distillm does not read it; remove it"]
+
+
+def test_the_doctor_does_not_advise_what_it_refuses(good: dict) -> None:
+    """Replay has no inner epochs; a mix has."""
+    for name, advice in (("distillm", 1), ("gkd", 2)):
+        rollout = {"max_new_tokens": 16, "alpha": 0.5} | ({} if name == "distillm" else {"per_round": 8})
+        config = good | {"objective": {"name": name}, "rollout": rollout}
+        report = examine(Config.model_validate(config), 2)
+        assert not report.problems
+        assert len([line for line in report.notices if line.startswith(name)]) == advice
+
+
+def test_what_distillm_adapts_to_stays_the_same(good: dict) -> None:
+    distillm = {"objective": {"name": "distillm"}, "rollout": {"max_new_tokens": 16}}
+    started(good, **distillm)
+    found = problems(good | distillm | {"evaluation": {"prompts": 8, "every": 5}})
+    assert len(found) == 1
+    assert "evaluation.prompts = 8: the run in" in found[0]
 
 
 def test_distillm_needs_validation_records(good: dict) -> None:
@@ -153,6 +179,7 @@ def test_distillm2_splits_its_batch_in_two(good: dict) -> None:
     assert problems(pairs) == []
     found = problems(change(pairs, "optim.micro_batch", 4))
     assert any("does not divide a rank's share of 2 sequences of either kind; give a divisor of 2" in x for x in found)
+    assert problems(change(pairs, "rollout.per_round", 4)) == [], "one fresh round a step"
     found = problems(change(pairs, "optim.batch_size", 6))
     assert any("over 2 data-parallel ranks and two responses a prompt; give a multiple of 4" in x for x in found)
 

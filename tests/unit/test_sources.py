@@ -115,13 +115,24 @@ def test_each_prompt_gets_its_samples_on_any_number_of_ranks(records_dir: Path, 
         assert [rows[row] for row in range(12)] == [record for record in expected for _ in range(3)]
 
 
+class Clocked(ReplaySource):
+    """Knows which step it is."""
+
+    now = 0
+
+    def minibatch(self, step: int) -> Sequence[TokenBatch]:
+        self.now = step
+        return super().minibatch(step)
+
+
 def replay(losses: Sequence[float] = (1.0,), **settings: Any) -> tuple[ReplaySource, Counting, Numbered]:
     config = settings_of()
     recorded, sampler, left = Counting(), Numbered(), list(losses)
-    source = ReplaySource(
+    source = Clocked(
         recorded,  # type: ignore[arg-type]
         sampler,  # type: ignore[arg-type]
         lambda: left.pop(0) if len(left) > 1 else left[0],
+        lambda: source.now / STEPS,
         DistillmSettings(name="distillm", **settings),
         config,
     )
