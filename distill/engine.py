@@ -21,7 +21,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from distill.config import ModelSettings, OptimSettings
 from distill.data.batches import TokenBatch
 from distill.errors import BadInput, Problem
-from distill.models.heads import Finish, hidden_states, project
+from distill.models.heads import Finish, check_head, hidden_states, project
 from distill.models.loading import load_model
 from distill.objectives.chunked import Evaluate, SumOverTokens, sum_over_hidden, sum_over_logits
 from distill.objectives.terms import LossTerms
@@ -123,6 +123,7 @@ class Engine:
             ds_config["tensor_parallel"] = {"autotp_size": tp_size, "vocab_parallel_lm_head": False}
         self._ds = _freeze(model, ds_config) if optim is None else self._train(model, ds_config, optim)
         self._at_states: AtStates = lambda states: states
+        check_head(self.module, settings.path, vocab, topology.device, self.head_gathered())
         self._stop_before_logits()
 
     def _train(

@@ -1,12 +1,22 @@
 """From final hidden states to logits, as each architecture does it."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
+
+from distill.errors import BadInput, Problem
+
+_PROBE_TOKENS = 8
+# The largest component of the amplified hidden states: logits far beyond any soft cap, within fp16.
+_LOUD = 1000.0
+# bf16 rounds the head's product, its scale and its cap by 0.4 % each.
+_TOLERANCE = 0.02
 
 
 def hidden_states(
@@ -65,3 +75,49 @@ def project(model: PreTrainedModel, hidden: Float[Tensor, "... hidden"], vocab: 
     """
     head = model.get_output_embeddings()
     return Finish.of(model).logits(type(head).forward(head, hidden)[..., :vocab])
+
+
+@torch.no_grad()
+def check_head(
+    model: PreTrainedModel, path: str, vocab: int, device: torch.device, head_gathered: AbstractContextManager[None]
+) -> None:
+    """Compare `project` with the model's own forward of a few tokens. Collective where the weights are sharded.
+
+    Raises:
+        BadInput: the logits differ; `path` is the model's.
+    """
+    ids = torch.arange(_PROBE_TOKENS, device=device).remainder(vocab)
+    states, own = _quiet_and_loud(model, ids)
+    own = own[..., :vocab].float()
+    with head_gathered:
+        ours = project(model, states, vocab).float()
+    errors = [float((z - u).norm() / z.norm()) for z, u in zip(own, ours, strict=True)]
+    if not all(error < _TOLERANCE for error in errors):
+        wrong = f"{type(model).__name__} makes other logits than its head and config say, off by {max(errors):.0%}"
+        mend = "choose a model of another family, or teach this one's way to `Finish` in distill/models/heads.py"
+        raise BadInput(Problem("model", path, wrong, mend))
+
+
+def _quiet_and_loud(
+    model: PreTrainedModel, ids: Int[Tensor, " tokens"]
+) -> tuple[Float[Tensor, "2 tokens hidden"], Float[Tensor, "2 tokens rows"]]:
+    """Final hidden states and the model's own logits of them: as they are, where an offset shows, and amplified, where
+    a soft cap does."""
+    kept: list[Tensor] = []
+
+    def amplify_second(_module: object, _inputs: object, output: Any) -> None:
+        states = output.last_hidden_state[0]
+        output.last_hidden_state = torch.stack([states, states * (_LOUD / states.abs().max())])
+        kept.append(output.last_hidden_state)
+
+    training = model.training
+    model.eval()  # dropout would draw from the run's random numbers
+    # Within the base model, which some (OPT) pass by on the way from their decoder to the head.
+    handle = model.get_decoder().register_forward_hook(amplify_second)
+    twice = ids.expand(2, -1)
+    try:
+        logits = model(input_ids=twice, attention_mask=torch.ones_like(twice), use_cache=False).logits
+    finally:
+        handle.remove()
+        model.train(training)
+    return kept[0], logits

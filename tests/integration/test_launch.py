@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +158,22 @@ def test_time_budget_ends_a_run(recipe: Callable, launch: Callable, tmp_path: Pa
     seconds = sum(row.get("time/step", 0) for row in rows)
     assert 1.2 <= seconds < 1.2 + max(row.get("time/step", 0) for row in rows) + 0.01
     assert (tmp_path / "timed" / "student" / "config.json").exists()
+
+
+def test_a_model_with_an_unknown_head_is_refused(
+    recipe: Callable, launch: Callable, models_dir: Path, tmp_path: Path
+) -> None:
+    """Known only when its weights, sharded by ZeRO-3, are read: both ranks must find it."""
+    config = LlamaConfig.from_pretrained(models_dir / "student").to_dict() | {"logits_scaling": 0.125}
+    config = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
+    scaled = AutoModelForCausalLM.from_config(AutoConfig.for_model("hyperclovax", **config))
+    scaled.save_pretrained(tmp_path / "scaled")
+    AutoTokenizer.from_pretrained(models_dir / "student").save_pretrained(tmp_path / "scaled")
+    path = recipe("refused", "sft")
+    done = launch("launch/train.sh", "--config", str(path), f"student.path={tmp_path / 'scaled'}", check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("HyperCLOVAXForCausalLM makes other logits") == 1
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("starter", ["deepspeed", "bash"])

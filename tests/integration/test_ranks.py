@@ -9,6 +9,7 @@ import torch
 import yaml
 from conftest import tiny_llama
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +75,7 @@ VARIANTS = {
     "2 ranks, ZeRO-3, sampled layer by layer": (2, ["rollout.gather=layer"]),
     "2 ranks, ZeRO-2": (2, ["parallel.deepspeed=ds_configs/zero2.json"]),
     "2 ranks, ZeRO-1": (2, ["parallel.deepspeed=ds_configs/zero1.json"]),
+    "2 ranks, ZeRO-3, activations recomputed": (2, ["student.gradient_checkpointing=true"]),
 }
 
 
@@ -97,6 +99,35 @@ def assert_same(got: dict, got_weights: dict, expected: dict, weights: dict) -> 
         # AdamW's first steps move by lr·sign(g): where a gradient is all rounding, its sign is too.
         close = torch.isclose(got_weights[key], value, rtol=1e-3, atol=1e-4)
         assert close.float().mean() > 0.999, key
+
+
+UNTIED_LAYOUTS = {
+    "2 ranks, ZeRO-3": ["optim.micro_batch=4"],
+    "2 ranks, tensor-parallel head": ["parallel.student_tp=2", "parallel.teacher_tp=2", "optim.micro_batch=8"],
+}
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Path:
+    """A student whose head is a weight of its own."""
+    folder = tmp_path_factory.mktemp("untied")
+    tokenizer = AutoTokenizer.from_pretrained(models_dir / "student")
+    tokenizer.save_pretrained(folder)
+    model = tiny_llama(len(tokenizer), 2, seed=1, initializer_range=0.1, tie_word_embeddings=False)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_an_untied_head_is_updated_alike_on_every_layout(untied: Path, run_steps: Callable, launch: Callable) -> None:
+    student = f"student.path={untied}"
+    expected, weights = run_steps(launch, "untied", student, "optim.micro_batch=8", ranks=1)
+    before = load_file(untied / "model.safetensors")
+    # About ten times what weight decay alone does.
+    assert float((weights["lm_head.weight"] - before["lm_head.weight"]).abs().max()) > 8e-3
+    for layout in UNTIED_LAYOUTS.values():
+        got, got_weights = run_steps(launch, "untied-variant", student, *layout, ranks=2)
+        assert got["sampled"] == expected["sampled"]
+        assert_same(got, got_weights, expected, weights)
 
 
 def test_steps_change_the_student(reference: dict, run_steps: Callable, launch: Callable, models_dir: Path) -> None:
