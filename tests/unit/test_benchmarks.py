@@ -1,0 +1,63 @@
+"""The measuring tools: their arithmetic by hand, and every promised key in a run on tiny models."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_llama
+
+from tools.benchmarks.floor import mixed_rollout_floor, parameters
+from tools.benchmarks.timing import interleaved, ratio, spread
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    times = {"a": [1.0, 4.0, 3.0], "b": [2.0, 4.0, 1.0]}
+    assert ratio(times, "a", "b") == {"a_over_b": 1.0, "a_over_b_spread": 0.625}
+    assert spread([7.0]) == 0
+
+
+def test_variants_take_turns_and_warm_up() -> None:
+    order: list[str] = []
+    times = interleaved({name: lambda name=name: order.append(name) for name in "xy"}, 2)
+    assert order == ["x", "y"] * 3
+    assert [len(took) for took in times.values()] == [2, 2]
+
+
+def test_floor_of_a_rollout_by_hand() -> None:
+    student, teacher = tiny_llama(10, 1, 1), tiny_llama(10, 2, 2)
+    # One layer: q and o 32·32, k and v 32·16, three of 32·64; the head 10·32.
+    layer, head = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64, 10 * 32
+    assert parameters(student) == (layer, head)
+    assert parameters(teacher) == (2 * layer, head)
+    # 3 rows, prompts of 7 tokens in all, 5 new tokens, 2 calls of the teacher.
+    by_arithmetic = 2 * ((7 + 4 * 3) * layer + 5 * 3 * head + (7 + 3 * 4) * 2 * layer + 15 * head)
+    assert mixed_rollout_floor(student, teacher, 3, 7, 5, 2, (1.0, 1e12)) == pytest.approx(by_arithmetic)
+    by_memory = 2 * ((1 + 4) * layer + 5 * head + 2 * 2 * layer + head)
+    assert mixed_rollout_floor(student, teacher, 3, 7, 5, 2, (1e12, 1.0)) == pytest.approx(by_memory)
+
+
+KEYS = {
+    "rollout": (
+        *("teacher_passes", "student_passes", "mixed_over_naive", "mixed_over_generate", "student_over_generate"),
+        *("short_over_full", "tokens_per_s_mixed", "floor_fraction", "mixed_over_naive_spread"),
+    ),
+    "step": ("step_over_plain", "share_rollout", "share_forward", "share_backward", "share_optimizer"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", KEYS)
+def test_a_run_writes_every_key(
+    what: str, models_dir: Path, tmp_path: Path, root: Path, environment: dict[str, str]
+) -> None:
+    models = ["--teacher", str(models_dir / "teacher"), "--student", str(models_dir / "student")]
+    sizes = ["--rows", "4", "--prompt", "6", "--new-tokens", "16", "--repeats", "1", "--json", str(tmp_path / "f.json")]
+    more = ["--one-process"] if what == "rollout" else []
+    command = [sys.executable, "-m", "tools.benchmark", what, *models, *sizes, *more]
+    subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, timeout=300)
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert all(isinstance(figures[key], float) for key in KEYS[what])
+    if what == "rollout":
+        assert (figures["teacher_passes"], figures["student_passes"]) == (1.0, 1.0)
