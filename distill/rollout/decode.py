@@ -93,11 +93,9 @@ def decode(
         lengths[alive] = torch.where(now, t + 1, lengths[alive])
         ended[alive] = over | now
         if (t + 1) % _CHECK_EVERY == 0:
-            going = (~ended[alive]).nonzero().squeeze(1)
-            if not together(going.new_tensor(len(going)) > 0):
+            going = _going(ended[alive], together)
+            if going is None:
                 break
-            if len(going) == 0:
-                going = going.new_zeros(1)  # others still need this rank
             if len(going) <= len(alive) * (1 - _LEAVE_AT):
                 alive = alive[going]
                 reader.keep(going)
@@ -108,6 +106,14 @@ def decode(
     if hidden is not None:
         rollouts = replace(rollouts, student_hidden=hidden[:, :width])
     return rollouts, 0 if follower is None else follower.reader.calls
+
+
+def _going(ended: Bool[Tensor, " alive"], together: Together) -> Int[Tensor, " going"] | None:
+    """The rows that have not ended; one at least while other ranks need this one, None when nobody goes on."""
+    going = (~ended).nonzero().squeeze(1)
+    if not together(going.new_tensor(len(going)) > 0):
+        return None
+    return going if len(going) else going.new_zeros(1)
 
 
 def _hidden_buffer(model: PreTrainedModel, tokens: Int[Tensor, "batch limit"]) -> Float[Tensor, "batch limit hidden"]:
