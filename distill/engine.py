@@ -123,6 +123,7 @@ class Engine:
             ds_config["tensor_parallel"] = {"autotp_size": tp_size, "vocab_parallel_lm_head": False}
         self._ds = _freeze(model, ds_config) if optim is None else self._train(model, ds_config, optim)
         self._at_states: AtStates = lambda states: states
+        self._has_trained = False
         check_head(self.module, settings.path, vocab, topology.device, self.head_gathered())
         self._stop_before_logits()
 
@@ -165,6 +166,9 @@ class Engine:
         return self._forward(batch, lambda states: states)
 
     def _forward(self, batch: TokenBatch, at_head: AtStates) -> Tensor:
+        if torch.is_grad_enabled() and not self._has_trained:
+            self._has_trained = True
+            self._forget_order()
         window, mask = slice(batch.prompt_ids.shape[1] - 1, -1), batch.response_mask
         # Not an argument: DeepSpeed compares the arguments of tensor-parallel ranks, and pickles them for it.
         self._at_states = lambda states: at_head(states[:, window][mask])
@@ -173,6 +177,16 @@ class Engine:
         finally:
             self._at_states = lambda states: states  # lets go of the loss, and with it of its graph
         return result
+
+    def _forget_order(self) -> None:
+        """Let ZeRO-3 learn the order of the modules anew.
+
+        It takes its first forward for that. One without a backward would leave it fetching each weight again in every
+        backward to come.
+        """
+        offload = _parameter_offload(self._ds)
+        if offload is not None and not offload.get_param_coordinator().is_invalid_trace():
+            offload.get_param_coordinator()._invalidate_trace()
 
     def _stop_before_logits(self) -> None:
         """Let the model's forward hand its final hidden states to `_at_states`, and its head sum a loss over logits.

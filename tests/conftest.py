@@ -115,7 +115,7 @@ def environment() -> dict[str, str]:
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def launch(environment: dict[str, str], free_port: Callable[[], int]) -> Launch:
     """Run a command of the DeepSpeed launcher from the checkout and give back its output."""
 

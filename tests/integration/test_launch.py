@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,21 @@ TIMINGS = ("time/", "memory/", "tokens/per_second")
 
 @pytest.fixture
 def recipe(models_dir: Path, records_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    def write(name: str, objective: str, settings: Mapping[str, object] = {}, **optim: object) -> Path:
+    def write(name: str, objective: str, **optim: object) -> Path:
         config: dict[str, Any] = {
             "run": {"folder": str(tmp_path / name), "seed": 5},
             "student": {"path": str(models_dir / "student")},
             "teacher": {"path": str(models_dir / "teacher")},
             "data": {"train": str(records_dir / "train"), "valid": str(records_dir / "valid")},
-            "objective": {"name": objective, **settings},
+            "objective": {"name": objective},
             "precision": "fp32",
             "rollout": {"max_new_tokens": 12, "per_round": 16, "inner_epochs": 2, "batch": 8},
             "optim": {"lr": 5e-3, "batch_size": 8, "micro_batch": 2, "steps": 10, "schedule": "cosine"} | optim,
             "evaluation": {"every": 5, "prompts": 7},
             "checkpoint": {"every": 3},
         }
-        if objective in ("taid", "distillm"):  # no rounds of rollouts
-            config["rollout"] = {"max_new_tokens": 12, "batch": 8}
         if objective == "sft":
             del config["rollout"]
-        if objective == "gkd":
-            config["rollout"]["teacher_cache"] = "host"
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config))
         return path
@@ -55,18 +51,7 @@ def records(run: Path, figures_only: bool = True) -> list[dict]:
     return rows
 
 
-SURVIVORS: dict[str, dict[str, object]] = {
-    "sft": {},
-    "minillm": {},
-    "gkd": {"on_policy": 0.7},
-    # A step size that moves t ahead of its line.
-    "taid": {"step_size": 0.5},
-    "distillm2": {},
-    "distillm": {"start": 0.5, "adapt_every": 2, "replay": 16, "tolerance": 0},
-}
-
-
-@pytest.mark.parametrize("objective", SURVIVORS)
+@pytest.mark.parametrize("objective", ["sft", "minillm"])
 def test_a_killed_run_continues_to_the_same_numbers(
     objective: str,
     recipe: Callable,
@@ -76,9 +61,9 @@ def test_a_killed_run_continues_to_the_same_numbers(
     root: Path,
     tmp_path: Path,
 ) -> None:
-    whole = recipe("whole", objective, SURVIVORS[objective])
+    whole = recipe("whole", objective)
     launch("launch/train.sh", "--config", str(whole))
-    killed = recipe("killed", objective, SURVIVORS[objective])
+    killed = recipe("killed", objective)
     command = ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "launch/train.sh"]
     process = subprocess.Popen(
         [*command, "--config", str(killed)],

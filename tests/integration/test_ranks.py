@@ -27,83 +27,33 @@ FIGURES = (
 )
 
 
-@pytest.fixture(scope="module")
-def run_steps(
-    tmp_path_factory: pytest.TempPathFactory, models_dir: Path, records_dir: Path, root: Path
-) -> Callable[..., tuple[dict, dict]]:
-    """Two optimizer steps of MiniLLM on real ranks; figures and weights."""
-    folder = tmp_path_factory.mktemp("ranks")
-    config = {
-        "run": {"folder": str(folder / "run"), "seed": 3},
-        "student": {"path": str(models_dir / "student")},
-        "teacher": {"path": str(models_dir / "teacher")},
-        "data": {"train": str(records_dir / "train"), "plain_text": str(records_dir / "text")},
-        "objective": {"name": "minillm"},
-        "precision": "fp32",
-        "rollout": {"max_new_tokens": 12, "per_round": 16, "inner_epochs": 2, "batch": 16, "alpha": 0.3},
-        "optim": {"lr": 1e-2, "batch_size": 8, "micro_batch": 4, "steps": 2, "weight_decay": 0.1},
-        "parallel": {"deepspeed": str(root / "ds_configs/zero3.json")},
-        "log": {"wandb": "disabled"},
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+KD, DISTILLM2 = "objective={name: kd, divergence: jsd, ce_weight: 0.5}", "objective={name: distillm2}"
+NO_TEXT = "data.plain_text=null"
+UNTIED = "student.path={untied}"
+SHARDED = ["parallel.student_tp=2", "parallel.teacher_tp=2", "optim.micro_batch=8"]
 
-    def run(launch: Callable, name: str, *overrides: str, ranks: int) -> tuple[dict, dict]:
-        out = folder / name
-        launch("tests/ranks/two_steps.py", str(folder / "run.yaml"), str(out), *overrides, ranks=ranks)
-        return json.loads(Path(f"{out}.json").read_text()), load_file(f"{out}.safetensors")
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def reference(run_steps: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Filled by the first test that needs it: one rank, one micro-batch."""
-    return {}
-
-
-def reference_run(reference: dict, run_steps: Callable, launch: Callable) -> tuple[dict, dict]:
-    if not reference:
-        reference["run"] = run_steps(launch, "one", "optim.micro_batch=8", ranks=1)
-    return reference["run"]
-
-
-VARIANTS = {
-    "split over 4 micro-batches": (1, ["optim.micro_batch=2"]),
-    "2 ranks, ZeRO-3": (2, ["optim.micro_batch=4"]),
-    "2 ranks, ZeRO-3, micro-batch 1, decode batch 3": (2, ["optim.micro_batch=1", "rollout.batch=3"]),
-    "4 ranks, ZeRO-3": (4, ["optim.micro_batch=2"]),
-    "2 ranks, ZeRO-3, sampled layer by layer": (2, ["rollout.gather=layer"]),
-    "2 ranks, ZeRO-2": (2, ["parallel.deepspeed=ds_configs/zero2.json"]),
-    "2 ranks, ZeRO-1": (2, ["parallel.deepspeed=ds_configs/zero1.json"]),
-    "2 ranks, ZeRO-3, activations recomputed": (2, ["student.gradient_checkpointing=true"]),
+# Name → ranks and overrides. One rank with one micro-batch is what the others are held against.
+REFERENCES = {
+    "minillm": (1, ["optim.micro_batch=8"]),
+    "untied": (1, ["optim.micro_batch=8", UNTIED]),
+    "kd": (1, ["optim.micro_batch=4", KD, NO_TEXT]),
+    "distillm2": (1, ["optim.micro_batch=4", DISTILLM2, NO_TEXT]),
 }
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_layout_does_not_change_the_numbers(name: str, reference: dict, run_steps: Callable, launch: Callable) -> None:
-    expected, weights = reference_run(reference, run_steps, launch)
-    ranks, overrides = VARIANTS[name]
-    got, got_weights = run_steps(launch, "variant", *overrides, ranks=ranks)
-    assert got["sampled"] == expected["sampled"]
-    assert_same(got, got_weights, expected, weights)
-
-
-def assert_same(got: dict, got_weights: dict, expected: dict, weights: dict) -> None:
-    """Figures of both steps and the updated weights, to fp32 rounding."""
-    for ours, theirs in zip(got["figures"], expected["figures"], strict=True):
-        compared = [key for key in FIGURES if key in theirs]
-        assert len(compared) >= 4
-        for key in compared:
-            assert ours[key] == pytest.approx(theirs[key], rel=2e-4, abs=1e-6), key
-    for key, value in weights.items():
-        # AdamW's first steps move by lr·sign(g): where a gradient is all rounding, its sign is too.
-        close = torch.isclose(got_weights[key], value, rtol=1e-3, atol=1e-4)
-        assert close.float().mean() > 0.999, key
-
-
-UNTIED_LAYOUTS = {
-    "2 ranks, ZeRO-3": ["optim.micro_batch=4"],
-    "2 ranks, tensor-parallel head": ["parallel.student_tp=2", "parallel.teacher_tp=2", "optim.micro_batch=8"],
+# Name → what it must equal, ranks and overrides.
+VARIANTS = {
+    "split over 4 micro-batches": ("minillm", 1, ["optim.micro_batch=2"]),
+    "2 ranks, ZeRO-3": ("minillm", 2, ["optim.micro_batch=4"]),
+    "2 ranks, micro-batch 1, decode batch 3": ("minillm", 2, ["optim.micro_batch=1", "rollout.batch=3"]),
+    "2 ranks, sampled layer by layer": ("minillm", 2, ["rollout.gather=layer"]),
+    "2 ranks, activations recomputed": ("minillm", 2, ["student.gradient_checkpointing=true"]),
+    "2 ranks, ZeRO-2": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero2.json"]),
+    "2 ranks, ZeRO-1": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero1.json"]),
+    "2 ranks, untied head": ("untied", 2, ["optim.micro_batch=4", UNTIED]),
+    "2 ranks, kd": ("kd", 2, ["optim.micro_batch=1", KD, NO_TEXT]),
+    "2 ranks, distillm2": ("distillm2", 2, ["optim.micro_batch=1", DISTILLM2, NO_TEXT]),
+    "4 ranks": ("minillm", 4, ["optim.micro_batch=2"]),
+    "tensor-parallel": ("minillm", 2, SHARDED),
+    "tensor-parallel, untied head": ("untied", 2, [*SHARDED, UNTIED]),
 }
 
 
@@ -118,33 +68,76 @@ def untied(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Path:
     return folder
 
 
-def test_an_untied_head_is_updated_alike_on_every_layout(untied: Path, run_steps: Callable, launch: Callable) -> None:
-    student = f"student.path={untied}"
-    expected, weights = run_steps(launch, "untied", student, "optim.micro_batch=8", ranks=1)
-    before = load_file(untied / "model.safetensors")
-    # About ten times what weight decay alone does.
-    assert float((weights["lm_head.weight"] - before["lm_head.weight"]).abs().max()) > 8e-3
-    for layout in UNTIED_LAYOUTS.values():
-        got, got_weights = run_steps(launch, "untied-variant", student, *layout, ranks=2)
-        assert got["sampled"] == expected["sampled"]
-        assert_same(got, got_weights, expected, weights)
+@pytest.fixture(scope="module")
+def result(
+    tmp_path_factory: pytest.TempPathFactory,
+    models_dir: Path,
+    records_dir: Path,
+    untied: Path,
+    root: Path,
+    launch: Callable,
+) -> Callable[[str], tuple[dict, dict]]:
+    """Figures and weights of a run of two optimizer steps; all of one layout come from one start of the ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    config = {
+        "run": {"folder": str(folder / "run"), "seed": 3},
+        "student": {"path": str(models_dir / "student")},
+        "teacher": {"path": str(models_dir / "teacher")},
+        "data": {"train": str(records_dir / "train"), "plain_text": str(records_dir / "text")},
+        "objective": {"name": "minillm"},
+        "precision": "fp32",
+        "rollout": {"max_new_tokens": 12, "per_round": 16, "inner_epochs": 2, "batch": 16, "alpha": 0.3},
+        "optim": {"lr": 1e-2, "batch_size": 8, "micro_batch": 4, "steps": 2, "weight_decay": 0.1},
+        "parallel": {"deepspeed": str(root / "ds_configs/zero3.json")},
+        "log": {"wandb": "disabled"},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    every = REFERENCES | {name: variant[1:] for name, variant in VARIANTS.items()}
+
+    def layout(name: str) -> tuple[int, bool]:
+        return every[name][0], SHARDED[0] in every[name][1]
+
+    def get(name: str) -> tuple[dict, dict]:
+        if not (folder / f"{name}.json").exists():
+            alike = [other for other in every if layout(other) == layout(name)]
+            jobs = [
+                {
+                    "out": str(folder / other),
+                    "overrides": [text.format(untied=untied) if text == UNTIED else text for text in every[other][1]],
+                }
+                for other in alike
+            ]
+            (folder / "jobs.json").write_text(json.dumps(jobs))
+            command = ["tests/ranks/two_steps.py", str(folder / "run.yaml"), str(folder / "jobs.json")]
+            launch(*command, ranks=every[name][0])
+        return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
+
+    return get
 
 
-def test_steps_change_the_student(reference: dict, run_steps: Callable, launch: Callable, models_dir: Path) -> None:
-    _, weights = reference_run(reference, run_steps, launch)
-    before = load_file(models_dir / "student" / "model.safetensors")
-    assert max(float((weights[name] - before[name]).abs().max()) for name in before) > 1e-3
-
-
-@pytest.mark.parametrize("ranks", [2])
-def test_tensor_parallel_gives_the_same_losses(
-    ranks: int, reference: dict, run_steps: Callable, launch: Callable
-) -> None:
-    expected, weights = reference_run(reference, run_steps, launch)
-    layout = ["parallel.student_tp=2", "parallel.teacher_tp=2", "optim.micro_batch=8"]
-    got, got_weights = run_steps(launch, "tp", *layout, ranks=ranks)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_layout_does_not_change_the_numbers(name: str, result: Callable) -> None:
+    """Figures of both steps and the updated weights, to fp32 rounding."""
+    (expected, weights), (got, got_weights) = result(VARIANTS[name][0]), result(name)
     assert got["sampled"] == expected["sampled"]
-    assert_same(got, got_weights, expected, weights)
+    for ours, theirs in zip(got["figures"], expected["figures"], strict=True):
+        compared = [key for key in FIGURES if key in theirs]
+        assert len(compared) >= 4
+        for key in compared:
+            assert ours[key] == pytest.approx(theirs[key], rel=2e-4, abs=1e-6), key
+    for key, value in weights.items():
+        # AdamW's first steps move by lr·sign(g): where a gradient is all rounding, its sign is too.
+        close = torch.isclose(got_weights[key], value, rtol=1e-3, atol=1e-4)
+        assert close.float().mean() > 0.999, key
+
+
+def test_steps_change_the_student(result: Callable, models_dir: Path, untied: Path) -> None:
+    for name, folder in (("minillm", models_dir / "student"), ("untied", untied)):
+        _, weights = result(name)
+        before = load_file(folder / "model.safetensors")
+        assert max(float((weights[key] - before[key]).abs().max()) for key in before) > 1e-3
+    # About ten times what weight decay alone does to it.
+    assert float((weights["lm_head.weight"] - before["lm_head.weight"]).abs().max()) > 8e-3
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -153,23 +146,9 @@ def test_the_head_is_gathered_once(tied: bool, launch: Callable, tmp_path: Path)
     model.save_pretrained(tmp_path / "model")
     launch("tests/ranks/head_gathers.py", str(tmp_path / "model"), str(tmp_path / "out.json"))
     found = json.loads((tmp_path / "out.json").read_text())
-    head = model.lm_head.weight.numel()
-    # Before DeepSpeed knows the order of the modules: once to embed, once for all the loss's blocks.
-    assert found["forward"][0].count(head) == 2
-    # Afterwards it keeps what backward needs soon: every parameter once, in forward and backward together.
-    assert sum(found["forward"][1] + found["backward"][1]) == sum(p.numel() for p in model.parameters())
-
-
-OTHERS = {
-    "kd + ce": "objective={name: kd, divergence: jsd, ce_weight: 0.5}",
-    "distillm2": "objective={name: distillm2}",
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_layout_does_not_change_other_objectives(name: str, run_steps: Callable, launch: Callable) -> None:
-    common = [OTHERS[name], "data.plain_text=null"]
-    expected, weights = run_steps(launch, "one", *common, "optim.micro_batch=4", ranks=1)
-    got, got_weights = run_steps(launch, "two", *common, "optim.micro_batch=1", ranks=2)
-    assert got["sampled"] == expected["sampled"]
-    assert_same(got, got_weights, expected, weights)
+    # The first step teaches DeepSpeed the order of the modules: once to embed, once for all the loss's blocks.
+    assert found["forward"][0].count(model.lm_head.weight.numel()) == 2
+    # From then on it keeps what backward needs soon: every parameter once, in forward and backward together.
+    for step in (1, 2):
+        gathered = sum(found["forward"][step]) + sum(found["backward"][step])
+        assert gathered == sum(parameter.numel() for parameter in model.parameters())

@@ -28,7 +28,7 @@ def main() -> None:
     path, out = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     quiet_libraries()
     topology = start()
-    optim = OptimSettings(steps=2, batch_size=4, micro_batch=2)
+    optim = OptimSettings(steps=3, batch_size=4, micro_batch=2)
     engine = Engine(ModelSettings(path=path), SHARD_ALL, torch.float32, topology, 600, 1, optim)
     sizes: list[int] = []
     gather = zero._dist_allgather_fn
@@ -47,7 +47,7 @@ def main() -> None:
         return taken
 
     found: dict[str, list[list[int]]] = {"forward": [], "backward": []}
-    for _ in range(2):
+    for _ in range(3):
         terms = engine.loss(batch, lambda student: Sft().loss(student, None, batch))
         found["forward"].append(take())
         engine.accumulate(terms.total, torch.tensor(398.0))

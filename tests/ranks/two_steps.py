@@ -1,6 +1,8 @@
-"""Run by the DeepSpeed launcher from test_ranks.py: sample, take two optimizer steps, write what came out.
+"""Run by the DeepSpeed launcher from test_ranks.py: sample, take two optimizer steps, write what came out; many times.
 
-deepspeed --num_accelerators N tests/ranks/two_steps.py --local_rank=K CONFIG OUT [section.key=value …]
+deepspeed --num_accelerators N tests/ranks/two_steps.py --local_rank=K CONFIG JOBS
+
+JOBS is a JSON list of {"out": PATH, "overrides": [section.key=value, …]}, all of one tensor-parallel degree.
 """
 
 import json
@@ -11,17 +13,24 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from distill.config import load
+from distill.config import Config, load
 from distill.console import leave, quiet_libraries
-from distill.topology import start, stop
+from distill.topology import Topology, start, stop
 from distill.trainer import Run
 
 
 def main() -> None:
-    config_path, out, *overrides = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    config_path, jobs_path = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     quiet_libraries()
-    config = load(config_path, overrides)
-    topology = start(config.parallel.student_tp)
+    jobs = json.loads(Path(jobs_path).read_text())
+    configs = [load(config_path, job["overrides"]) for job in jobs]
+    topology = start(configs[0].parallel.student_tp)
+    for job, config in zip(jobs, configs, strict=True):
+        two_steps(config, job["out"], topology)
+    stop()
+
+
+def two_steps(config: Config, out: str, topology: Topology) -> None:
     run = Run(config, topology)
     figures = [run.step() for _ in range(2)]
     weights = run.student.state_dict()
@@ -42,7 +51,6 @@ def main() -> None:
         Path(f"{out}.json").write_text(json.dumps({"figures": figures, "sampled": sampled}))
     topology.barrier()
     run.telemetry.close()
-    stop()
 
 
 main()
