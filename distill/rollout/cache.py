@@ -40,11 +40,10 @@ class PreallocatedLayer(DynamicLayer):
         return self._expose()
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows only."""
-        kept = [buffer[indices, :, : self.used] for buffer in self._buffers]
-        self._buffers = [self._buffer(states) for states in kept]
-        for buffer, states in zip(self._buffers, kept, strict=True):
-            buffer[:, :, : self.used] = states
+        """Keep these rows only; they move to the front of the same buffers."""
+        for buffer in self._buffers:
+            buffer[: len(indices), :, : self.used] = buffer[indices, :, : self.used]
+        self._buffers = [buffer[: len(indices)] for buffer in self._buffers]
         self._expose()
 
     def _buffer(self, states: Tensor) -> Tensor:

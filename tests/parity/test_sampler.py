@@ -6,6 +6,7 @@ conditions on them.
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,20 +214,19 @@ def test_decode_scores_equal_a_fresh_forward(pair: tuple, mode: str) -> None:
     assert rollouts.importance_weights[mask].min() >= 0
 
 
-def test_teacher_is_called_only_where_a_coin_asks_and_once_at_the_end(pair: tuple) -> None:
+def test_each_model_is_called_only_where_a_coin_asks_and_once_at_the_end(pair: tuple) -> None:
     settings = RolloutSettings(max_new_tokens=8, alpha=0.5)
-    rows = torch.arange(3)
-    flips = torch.tensor([False, True, False, False, True, False, False, False]).expand(3, 8)
-    chance = Randomness(flips, token_uniforms(settings, 0, 0, rows))
-    no_end = EndIds([])
-    with torch.no_grad():
-        _, calls = decode(*pair, prompts(3), chance, settings, no_end, VOCAB)
-    assert calls == 3
+    flips = torch.tensor([False, True, False, False, True, False, False, True])
+    chance = Randomness(flips.expand(3, 8), token_uniforms(settings, 0, 0, torch.arange(3)))
+    for coin, calls in ((chance.coins, (5 + 1, 3)), (~chance.coins, (3, 5 + 1))):
+        with torch.no_grad():
+            found = decode(*pair, prompts(3), replace(chance, coins=coin), settings, EndIds([]), VOCAB)
+        assert found[1] == calls
 
 
-@pytest.mark.parametrize("flips", [[4, 5, 6], [1, 5], [5, 7], list(range(12))], ids=str)
-def test_the_teacher_rests_once_all_rows_have_ended(pair: tuple, flips: list[int]) -> None:
-    """Rows may all end between two looks; a coin that falls there asks the teacher for nothing."""
+@pytest.mark.parametrize("flips", [[4, 5, 6], [1, 5], [5, 7], list(range(12)), [0, 2, 3]], ids=str)
+def test_both_models_rest_once_all_rows_have_ended(pair: tuple, flips: list[int]) -> None:
+    """Rows may all end before a model's first turn; it still scores them."""
     settings = RolloutSettings(max_new_tokens=12, alpha=0.5)
     rows = torch.arange(8)
     coin = torch.isin(torch.arange(12), torch.tensor(flips)).expand(8, 12)
@@ -236,12 +236,15 @@ def test_the_teacher_rests_once_all_rows_have_ended(pair: tuple, flips: list[int
         with torch.no_grad():
             rollouts, calls = decode(*pair, prompts(8), chance, settings, ends, VOCAB)
         if ends is every_token_ends:
-            assert calls == 1, "every row had ended and was scored after the first"
+            asked = sum(flip < 4 for flip in flips)  # the first look at who has ended comes after 4 tokens
+            assert calls == (max(4 - asked, 1), max(asked, 1))
         with torch.no_grad():
-            logits = pair[1](**rollouts.model_inputs()).logits[:, rollouts.prompt_ids.shape[1] - 1 : -1]
-        fresh = logits.log_softmax(-1).gather(-1, rollouts.response_ids[..., None]).squeeze(-1)
-        mask = rollouts.response_mask
-        torch.testing.assert_close(rollouts.teacher_logprobs[mask], fresh[mask], rtol=1e-4, atol=1e-4)
+            pairs = zip(pair, (rollouts.behavior_logprobs, rollouts.teacher_logprobs), strict=True)
+            for model, scores in pairs:
+                logits = model(**rollouts.model_inputs()).logits[:, rollouts.prompt_ids.shape[1] - 1 : -1]
+                fresh = logits.log_softmax(-1).gather(-1, rollouts.response_ids[..., None]).squeeze(-1)
+                mask = rollouts.response_mask
+                torch.testing.assert_close(scores[mask], fresh[mask], rtol=1e-4, atol=1e-4)
 
 
 def test_the_same_rows_come_out_of_any_batching(pair: tuple) -> None:
