@@ -33,6 +33,8 @@ _HEAD_ROWS = {"cpu": 128}
 # Rows of the weight that take part in one product: its scratch space, and the slope's, would be as large as the weight.
 # On a processor a product that stays in the cache is added to the slope in half the time of one that does not.
 _CPU_BLOCK, _ACCELERATOR_BLOCK = 4096, 16384
+# Numbers of a slope that are scaled together.
+_SCALED_AT_ONCE = 2**18
 
 
 def _rows(device: torch.device) -> int:
@@ -180,7 +182,8 @@ def _scaled(slope: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """slope · factor in `dtype`, computed in fp32: a factor rounded to bf16 would tilt the whole step."""
     out = torch.empty_like(slope, dtype=dtype)
     # Through one small buffer: a second fp32 copy of the weight's slope would be the largest tensor here.
-    buffer = torch.empty_like(slope[: _rows(slope.device)], dtype=factor.dtype)
-    for part in chunks(len(slope), slope.device):
-        out[part] = buffer[: part.stop - part.start].copy_(slope[part]).mul_(factor)
+    rows = max(_SCALED_AT_ONCE // max(slope[:1].numel(), 1), 1)
+    buffer = torch.empty_like(slope[:rows], dtype=factor.dtype)
+    for target, part in zip(out.split(rows), slope.split(rows), strict=True):
+        target.copy_(buffer[: len(part)].copy_(part).mul_(factor))
     return out
