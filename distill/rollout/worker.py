@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -28,6 +29,8 @@ class RolloutWorker:
     With α = 0 a teacher only scores. `keep_hidden` keeps the student's final hidden states beside the teacher's.
     """
 
+    _announced: ClassVar[set[bool]] = set()
+
     def __init__(
         self,
         student: Gatherable,
@@ -42,7 +45,6 @@ class RolloutWorker:
         self.keep_hidden = keep_hidden
         self.seed, self.topology, self.device = seed, topology, topology.device
         self.ends = ends
-        self.choice: Choice | None = None
 
     @torch.no_grad()
     def collect(
@@ -64,7 +66,7 @@ class RolloutWorker:
         parts: list[Rollouts] = []
         self.student.train(False)
         with ExitStack() as stack:
-            choice = self._choose_gathering()
+            choice = self.choose_gathering()
             student = self._open(self.student, choice.once, stack)
             teacher = self._open(self.teacher, choice.once, stack) if self.teacher else None
             for index in order.split(self.settings.batch):
@@ -96,17 +98,15 @@ class RolloutWorker:
             return batch.to(self.device)
         return replace(replace(batch, teacher_hidden=None).to(self.device), teacher_hidden=on_host(hidden))
 
-    def _choose_gathering(self) -> Choice:
+    def choose_gathering(self) -> Choice:
+        """How the next round's weights will be had, as things stand now. Collective where memory is measured."""
         sharded = [model for model in (self.student, self.teacher) if model]
         choice = choose(self.settings.gather, sum(model.missing_bytes for model in sharded), self.topology)
-        if (
-            choice != self.choice
-            and self.topology.is_writer
-            and self.settings.gather == "auto"
-            and self.topology.world_size > 1
-        ):
+        # The workers of training and of each validation decide alike, on other free memory: said once.
+        news = choice.once not in self._announced
+        if news and self.settings.gather == "auto" and self.topology.is_writer and self.topology.world_size > 1:
+            self._announced.add(choice.once)
             tqdm.write(f"rollout.gather: {'once' if choice.once else 'layer'} ({choice.why})")
-        self.choice = choice
         return choice
 
     def _open(self, model: Gatherable, once: bool, stack: ExitStack) -> PreTrainedModel:

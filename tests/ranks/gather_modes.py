@@ -72,7 +72,7 @@ def main() -> None:
                 "released": released,
                 "missing": student.missing_bytes,
                 "calls": calls[0],
-                "once": worker.choice.once if worker.choice else None,
+                "once": worker.choose_gathering().once,
             }
     everyone = topology.gather_objects(found)
     if topology.is_writer:
