@@ -7,29 +7,24 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from distill.models.attention import cache_dtype
-
 
 def preallocated_cache(config: PretrainedConfig, capacity: int) -> DynamicCache:
     """A cache for `capacity` tokens a row. Layers that do not simply grow, as with a window, stay transformers' own."""
     cache = DynamicCache(config=config)
-    text = config.get_text_config()
-    cache.layers = [
-        PreallocatedLayer(capacity, text) if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
+    cache.layers = [PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 class PreallocatedLayer(DynamicLayer):
     """A growing layer over fixed buffers [B, heads, capacity, D]; `keys` and `values` are views of the part in use."""
 
-    def __init__(self, capacity: int, config: PretrainedConfig):
+    def __init__(self, capacity: int):
         super().__init__()
-        self.capacity, self.config, self.used = capacity, config, 0
+        self.capacity, self.used = capacity, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make the buffers on the device of the first keys."""
-        self.dtype, self.device = cache_dtype(self.config, key_states), key_states.device
+        """Make the buffers, in the dtype and on the device of the first keys."""
+        self.dtype, self.device = key_states.dtype, key_states.device
         self._buffers = [self._buffer(states) for states in (key_states, value_states)]
         self._expose()
         self.is_initialized = True
