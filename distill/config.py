@@ -48,6 +48,12 @@ class DataSettings(Settings):
 class RolloutSettings(Settings):
     """How responses are sampled. Batch sizes are global: they do not change with the number of ranks."""
 
+    engine: Literal["builtin", "vllm"] = Field(
+        "builtin", description="What samples; vllm: for the student alone (alpha 0) on CUDA devices, installed apart."
+    )
+    vllm_memory: float = Field(
+        0.3, gt=0, lt=1, description="Share of each device's memory that vllm takes while it samples, weights included."
+    )
     alpha: float = Field(
         0.2, ge=0, lt=1, description="Teacher's share of the sampling mixture (Eq. 4); 0: student only."
     )

@@ -5,6 +5,7 @@ from distill.checks.layout import check_batches, check_machine, check_parallel
 from distill.checks.objective import check_objective, note_on_sampling
 from distill.checks.report import Report
 from distill.checks.resumption import check_resumption
+from distill.checks.sampling import check_sampling_engine
 from distill.config import Config
 
 
@@ -16,6 +17,7 @@ def examine(config: Config, world_size: int | None) -> Report:
     check_machine(config, report)
     check_objective(config, report)
     note_on_sampling(config, report)
+    check_sampling_engine(config, report)
     check_models_and_data(config, report)
     check_resumption(config, world_size, report)
     return report

@@ -10,6 +10,7 @@ from distill.checkpoint import RunState
 from distill.config import RESOLVED, Config, ModelSettings, dump
 from distill.data.batches import Rollouts
 from distill.data.loading import InstructionRecords, open_plain_text
+from distill.data.records import read_manifest
 from distill.data.translation import Translator
 from distill.engine import Engine, read_deepspeed_json, resolve_dtype
 from distill.evaluation.validation import Validation
@@ -20,6 +21,8 @@ from distill.models.vocabulary import eos_ids, shared_vocabulary
 from distill.objective_settings import Distillm2Settings, DistillmSettings, MiniLLMSettings, Mixable
 from distill.replay import ReplaySource
 from distill.rollout.ends import response_ends
+from distill.rollout.external import ExternalWorker
+from distill.rollout.vllm_engine import VllmEngine
 from distill.rollout.worker import RolloutWorker
 from distill.sources import (
     RECORDED_IN_MIX,
@@ -105,13 +108,23 @@ class Run:
         records = InstructionRecords(config.data.train, "data.train")
         self.source: Source = RecordedSource(records, config, topology)
         if config.objective.samples:
-            worker = RolloutWorker(self.student, alike, config.rollout, self.ends, config.run.seed, topology)
             assert self.teacher is not None
-            self.source = self._sampling(records, Sampler(records, worker, self.teacher, config, topology))
+            sampler = Sampler(records, self._worker(alike), self.teacher, config, topology)
+            self.source = self._sampling(records, sampler)
         self.plain_text: Source | None = None
         if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):
             texts = open_plain_text(config.data.plain_text, "data.plain_text")
             self.plain_text = RecordedSource(texts, config, topology)
+
+    def _worker(self, teacher: Engine | None) -> RolloutWorker:
+        config, settings, topology = self.config, self.config.rollout, self.topology
+        given = (self.student, teacher, settings, self.ends, config.run.seed, topology)
+        if settings.engine == "builtin":
+            return RolloutWorker(*given)
+        dtype, ends = resolve_dtype(config.precision), [*self.eos_ids, *settings.stop_ids]
+        longest = read_manifest(config.data.train, "data.train").settings.max_prompt
+        vocab, device = self.student.vocab, topology.device
+        return ExternalWorker(*given, VllmEngine(config.student, dtype, vocab, settings, ends, longest, device))
 
     def _sampling(self, records: InstructionRecords, sampler: Sampler) -> Source:
         config, objective = self.config, self.config.objective

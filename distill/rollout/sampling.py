@@ -10,7 +10,7 @@ from torch import Tensor
 from distill.config import RolloutSettings
 
 # Separate random streams: no draw of one kind can shift those of another.
-_COINS, _TOKENS = 0, 1
+_COINS, _TOKENS, _REQUESTS = 0, 1, 2
 # Tokens summed together while drawing; about the square root of a vocabulary.
 _BLOCK = 256
 
@@ -118,3 +118,9 @@ def token_uniforms(
         for row in row_ids.tolist()
     ]
     return torch.from_numpy(np.stack(rows))
+
+
+def request_seeds(seed: int, round_index: int, row_ids: Int[Tensor, " batch"]) -> list[int]:
+    """A seed in [0, 2^63) for each row, for engines that draw by themselves; of (seed, round, row) alone."""
+    streams = [np.random.default_rng([seed, _REQUESTS, round_index, row]) for row in row_ids.tolist()]
+    return [int(stream.integers(2**63)) for stream in streams]

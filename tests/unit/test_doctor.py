@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -291,3 +292,45 @@ def test_deepspeed_json(good: dict, tmp_path: Path, text: str, wrong: str) -> No
     (tmp_path / "ds.json").write_text(text)
     found = problems(good | {"parallel": {"deepspeed": str(tmp_path / "ds.json")}})
     assert any(wrong in line for line in found), found
+
+
+@pytest.fixture
+def vllm_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that can serve vLLM."""
+    monkeypatch.setattr("distill.checks.sampling.find_spec", lambda name: name)
+    monkeypatch.setattr("distill.checks.sampling.get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda"))
+
+
+def on_vllm(good: dict, **changes: object) -> dict:
+    return good | {"rollout": good["rollout"] | {"engine": "vllm", "alpha": 0} | changes}
+
+
+@pytest.mark.usefixtures("vllm_machine")
+def test_vllm_serves_the_student_alone_and_whole(good: dict) -> None:
+    assert problems(on_vllm(good, vllm_memory=0.5)) == []
+    mixing = "it samples the student alone, rollout.alpha = 0.2 mixes the teacher in; give rollout.engine=builtin, or"
+    cases = [
+        (on_vllm(good, alpha=0.2), mixing),
+        (on_vllm(good, gather="layer"), "takes the student's whole weights, rollout.gather = layer keeps them apart"),
+        (on_vllm(good) | {"parallel": {"student_tp": 2, "teacher_tp": 2}}, "parallel.student_tp = 2 splits them"),
+    ]
+    for config, wanted in cases:
+        assert any(line.startswith("rollout.engine = 'vllm'") and wanted in line for line in problems(config)), wanted
+
+
+def test_vllm_needs_its_package_and_a_cuda_device(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.checks.sampling.find_spec", lambda name: None)
+    found = problems(on_vllm(good))
+    assert len(found) == 2
+    assert "vllm is not installed; install it as the README's `Sampling with vLLM` says" in found[0]
+    assert "it serves CUDA devices, this machine computes on cpu; give rollout.engine=builtin" in found[1]
+
+
+def test_vllm_is_refused_where_nothing_reads_it(good: dict) -> None:
+    rollout = {"engine": "vllm", "alpha": 0.0}
+    alone = problems(good | {"objective": {"name": "sft"}, "rollout": rollout})
+    assert any("rollout.engine = 'vllm': objective sft does not read it; remove it" in line for line in alone)
+    mixable = Config.model_validate(good | {"objective": {"name": "kd"}, "rollout": rollout})
+    assert any(notice.startswith("rollout.engine: kd at on_policy = 0.0") for notice in examine(mixable, 2).notices)
+    wrong = "rollout.vllm_memory = 0.5: only engine vllm reads it; remove it"
+    assert problems(change(good, "rollout.vllm_memory", 0.5)) == [wrong]
