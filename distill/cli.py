@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from distill.console import positive, quiet_libraries, run_on_ranks, speaks
+from distill.console import positive, quiet_libraries, run_on_ranks
 from distill.errors import BadInput, Problem
 
 
@@ -52,13 +52,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace) -> None:
     from distill.config import load
+    from distill.fingerprint import fingerprint
+    from distill.rollcall import assemble
     from distill.topology import find_ranks, start
 
     find_ranks()
-    config = load(args.config, args.overrides)
-    if speaks():
-        _examine(config, int(os.environ["WORLD_SIZE"]))
-    topology = start(config.parallel.student_tp)
+    roll = assemble()
+    config = roll.together(lambda: load(args.config, args.overrides))
+    roll.compare(fingerprint(config))
+    roll.in_turn(lambda: _examine(config, int(os.environ["WORLD_SIZE"])))
+    topology = start(config.parallel.student_tp, config.parallel.timeout_minutes)
     from distill.trainer import train
 
     train(config, topology)
@@ -77,7 +80,7 @@ def _examine(config: object, world_size: int | None) -> None:
 
     assert isinstance(config, Config)
     report = examine(config, world_size)
-    for notice in report.notices:
+    for notice in report.notices if os.environ.get("RANK", "0") == "0" else []:
         print(f"note: {notice}", file=sys.stderr)
     if report.problems:
         raise BadInput(report.problems)
