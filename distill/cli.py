@@ -53,11 +53,13 @@ def _parser() -> argparse.ArgumentParser:
 def _train(args: argparse.Namespace) -> None:
     from distill.config import load
     from distill.fingerprint import fingerprint
+    from distill.launching.variables import forget_file
     from distill.rollcall import assemble
     from distill.topology import find_ranks, start
 
     find_ranks()
     roll = assemble()
+    forget_file()  # all hosts have read it
     config = roll.together(lambda: load(args.config, args.overrides))
     roll.compare(fingerprint(config))
     roll.in_turn(lambda: _examine(config, int(os.environ["WORLD_SIZE"])))
