@@ -1,0 +1,79 @@
+"""Two hosts for real, and the run that both of them train."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cluster import Cluster, missing
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Hosts `alpha` and `beta`."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    with Cluster(tmp_path_factory.mktemp("cluster")) as hosts:
+        for name in ("alpha", "beta"):
+            hosts.add(name)
+        yield hosts
+
+
+@pytest.fixture
+def hostfile(tmp_path: Path) -> Callable[..., Path]:
+    def write(*names: str) -> Path:
+        path = tmp_path / "hosts"
+        path.write_text("".join(f"{name} slots=1\n" for name in names))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def recipe(models_dir: Path, records_dir: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A few steps of MiniLLM, so that sampling, scoring, validation and saving all cross the hosts."""
+
+    def write(name: str) -> Path:
+        config: dict[str, Any] = {
+            "run": {"folder": str(tmp_path / name), "seed": 5},
+            "student": {"path": str(models_dir / "student")},
+            "teacher": {"path": str(models_dir / "teacher")},
+            "data": {"train": str(records_dir / "train"), "valid": str(records_dir / "valid")},
+            "objective": {"name": "minillm"},
+            "precision": "fp32",
+            "rollout": {"max_new_tokens": 8, "per_round": 8, "inner_epochs": 2, "batch": 4},
+            "optim": {"lr": 5e-3, "batch_size": 4, "micro_batch": 2, "steps": 4},
+            "evaluation": {"prompts": 4},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write
+
+
+OnHost = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def on_alpha(cluster: Cluster, environment: dict[str, str], root: Path) -> OnHost:
+    """Run a command on host alpha from the checkout, as a user who is logged in there."""
+
+    def run(*command: str, timeout: float = 300, **changes: str) -> subprocess.CompletedProcess[str]:
+        # What the launcher is to find out or to forward must not be here by chance.
+        kept = {k: v for k, v in environment.items() if not k.startswith(("GLOO_", "NCCL_", "WANDB_", "HF_", "DS_"))}
+        settings = kept | {"PATH": cluster.path(environment["PATH"]), "DS_ACCELERATOR": "cpu"} | changes
+        return subprocess.run(
+            [*cluster.on(cluster.hosts["alpha"]), *command],
+            cwd=root,
+            env=settings,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
