@@ -3,10 +3,14 @@
 import argparse
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from distill.console import positive, quiet_libraries, run_on_ranks
 from distill.errors import BadInput, Problem
+
+# Weights of a large model may be hours away.
+_DOWNLOAD = timedelta(hours=24)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,6 +58,7 @@ def _train(args: argparse.Namespace) -> None:
     from distill.config import load
     from distill.fingerprint import fingerprint
     from distill.launching.variables import forget_file
+    from distill.models.downloads import fetch_models, use_fetched
     from distill.rollcall import assemble
     from distill.topology import find_ranks, start
 
@@ -63,6 +68,8 @@ def _train(args: argparse.Namespace) -> None:
     config = roll.together(lambda: load(args.config, args.overrides))
     roll.compare(fingerprint(config))
     roll.in_turn(lambda: _examine(config, int(os.environ["WORLD_SIZE"])))
+    roll.in_turn(lambda: fetch_models(config), patience=_DOWNLOAD)
+    roll.compare(use_fetched(config))
     topology = start(config.parallel.student_tp, config.parallel.timeout_minutes)
     from distill.trainer import train
 

@@ -77,7 +77,7 @@ class RollCall:
         Raises:
             BadInput: names every such host and what differs; on ranks other than 0 it is empty.
         """
-        self._exchange(facts if self.speaker else {}, _differences, _GIVE_UP_AFTER)
+        self._exchange(facts if self.speaker else None, _differences, _GIVE_UP_AFTER)
 
     def _exchange(self, ours: Any, judge: Callable[[dict[str, Any]], list[Problem]], patience: timedelta) -> None:
         """Hand in `ours`; rank 0 judges everyone's, by host, and all hear whether the run goes on."""
@@ -96,7 +96,7 @@ class RollCall:
             host, theirs = json.loads(self.store.get(f"{key}/{rank}"))
             if self.hosts[rank] is None:
                 self.hosts[rank] = host
-            if theirs:
+            if theirs is not None:
                 found[host] = theirs if isinstance(theirs, dict) else found.get(host, []) + theirs
         problems = judge(found)
         self.store.set(f"{key}/verdict", "stop" if problems else "go")

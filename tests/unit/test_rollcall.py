@@ -107,6 +107,7 @@ def test_hosts_that_differ_are_named_with_what_differs(call: Callable) -> None:
     assert "host = 'beta': differs from alpha in distill/a.py (22, not 11); numpy (absent, not 2);" in line
     assert lines(results[2]) == []
     assert call(lambda roll: roll.compare(facts)) == dict.fromkeys(range(4))
+    assert call(lambda roll: roll.compare({})) == dict.fromkeys(range(4))
 
 
 def test_a_host_that_does_not_come_is_named(
