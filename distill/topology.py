@@ -127,6 +127,11 @@ def _ask_mpi() -> None:
     port = int(os.environ.get("MASTER_PORT", deepspeed.constants.TORCH_DISTRIBUTED_DEFAULT_PORT))
     deepspeed.comm.mpi_discovery(distributed_port=port, verbose=False)
     os.environ |= given
+    # It has served. Ranks end without taking the interpreter down, in which mpi4py would do this; and they may end at
+    # different times, for which MPI would make them wait.
+    from mpi4py import MPI
+
+    MPI.Finalize()
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in os.environ:
         os.environ["LOCAL_SIZE"] = os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"]
 

@@ -74,6 +74,9 @@ def _for_mpirun(args: "runner.argparse.Namespace", variables: Mapping[str, str])
     flags = [*mpirun_flags(variables), "-x", f"MASTER_PORT={args.master_port}"]
     if args.master_addr:
         flags += ["-x", f"MASTER_ADDR={args.master_addr}"]
+    if "--bind-to" not in args.launcher_args:
+        # mpirun would hold every rank to one core.
+        flags += ["--bind-to", "none"]
     chosen = [variables[name] for name in _SOCKETS if name in variables]
     if chosen and chosen[0].replace(",", "").isalnum() and "btl_tcp_if_include" not in args.launcher_args:
         # DeepSpeed would say eth0.

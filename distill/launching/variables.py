@@ -22,9 +22,11 @@ _PREFIXES = (
     "DS_",
     "DEEPSPEED_",
     "OMP_",
+    "MPI4PY_",
 )
 _NAMES = ("LD_LIBRARY_PATH", "CXX", "CUDA_HOME")
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
+_MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
 # Of this host's own launch, or read by the launcher alone.
 _NEVER = ("DS_ENV_FILE",)
 
@@ -78,4 +80,4 @@ def mpirun_flags(variables: Mapping[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(mpirun_flags(forwarded(os.environ))))
+    print("\n".join(mpirun_flags(forwarded(os.environ) | {name: "" for name in _MEETING_POINT if name in os.environ})))

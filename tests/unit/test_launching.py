@@ -1,12 +1,14 @@
 """Commands for other hosts: exact, quoted, and without a secret in them."""
 
 import os
-import shlex
+import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,11 +83,19 @@ def test_a_filter_leaves_one_host_alone(hostfile: str) -> None:
 
 
 def test_mpirun_is_given_names_only(hostfile: str) -> None:
-    flags = ["--launcher", "openmpi", "--hostfile", hostfile, "--launcher_args=--bind-to none", "--master_port", "7000"]
+    flags = [
+        "--launcher",
+        "openmpi",
+        "--hostfile",
+        hostfile,
+        "--launcher_args=--oversubscribe",
+        "--master_port",
+        "7000",
+    ]
     environment = ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "ens3"}
     launch = plan([*flags, "launch/train.sh", "--config", NASTY], environment, FILE)
     names = "-x GLOO_SOCKET_IFNAME -x HF_TOKEN -x OMP_NUM_THREADS -x WANDB_API_KEY"
-    expected = f"--bind-to none {names} -x MASTER_PORT=7000 --mca btl_tcp_if_include ens3"
+    expected = f"--oversubscribe {names} -x MASTER_PORT=7000 --bind-to none --mca btl_tcp_if_include ens3"
     assert launch.arguments[-4:] == [f"--launcher_args={expected}", "launch/train.sh", "--config", NASTY]
 
 
@@ -159,7 +169,9 @@ def dry(root: Path, script: str, *arguments: str, cwd: Path | None = None, **cha
     environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu"} | changes
     done = subprocess.run(command, cwd=cwd or root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return shlex.split(done.stdout)
+    # As the user's own bash reads what was printed.
+    read = ["bash", "-c", 'eval "set -- $1"; printf "%s\\0" "$@"', "bash", done.stdout]
+    return subprocess.run(read, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
 
 
 def test_train_sh_prints_its_command_and_runs_nothing(root: Path, tmp_path: Path) -> None:
@@ -167,3 +179,83 @@ def test_train_sh_prints_its_command_and_runs_nothing(root: Path, tmp_path: Path
     head = ["deepspeed", "--num_accelerators", "2", str(root / "launch/train.sh")]
     assert printed == [*head, "--config", NASTY, "optim.lr=$(touch x)"]
     assert not list(tmp_path.iterdir())
+
+
+def test_openmpi_sh_prints_names_not_values(root: Path, tmp_path: Path) -> None:
+    settings = {"WANDB_API_KEY": "verysecret", "MASTER_PORT": "7000"}
+    run = ["--config", NASTY, "optim.lr=$(touch x)"]
+    printed = dry(root, "openmpi.sh", "--hostfile", "my hosts", *run, cwd=tmp_path, **settings)
+    assert printed[:4] == ["mpirun", "--hostfile", "my hosts", "--bind-to"]
+    assert printed[-3:] == run
+    assert printed[-4] == str(root / "launch/train.sh")
+    pairs = [" ".join(pair) for pair in pairwise(printed)]
+    assert {"--bind-to none", "-x WANDB_API_KEY", "-x MASTER_PORT"} <= set(pairs)
+    assert "verysecret" not in " ".join(printed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_ssh_sh_prints_its_command(root: Path, tmp_path: Path) -> None:
+    hosts = ["--hosts", "a,b", "--slots", "8", "--node-rank", "1", "--master-addr", "a.svc", "--master_port", "7000"]
+    printed = dry(root, "no_ssh.sh", *hosts, "--config", NASTY, "a=$(touch x)", cwd=tmp_path)
+    head = ["deepspeed", "--hostfile", "/dev/fd/9", "--no_ssh", "--node_rank", "1", "--master_addr", "a.svc"]
+    assert printed == [*head, "--master_port", "7000", str(root / "launch/train.sh"), "--config", NASTY, "a=$(touch x)"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"--slots": "x; touch x"}, "--slots = 'x; touch x' is no number"),
+        ({"--node-rank": "2"}, "--node-rank = 2, but --hosts has 2 hosts"),
+        ({"--hosts": ""}, "--hosts is missing"),
+        ({"--master-addr": ""}, "--master-addr is missing"),
+    ],
+)
+def test_no_ssh_sh_says_what_is_wrong(changed: dict, expected: str, root: Path) -> None:
+    settings = {"--hosts": "a,b", "--slots": "8", "--node-rank": "0", "--master-addr": "a"} | changed
+    words = [word for pair in settings.items() for word in pair]
+    command = ["bash", str(root / "launch/no_ssh.sh"), "--dry-run", *words, "--config", "x.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert expected in done.stderr
+
+
+def test_slurm_sbatch_prints_its_command(root: Path, tmp_path: Path) -> None:
+    """And what it prints is what every task runs, through to the run's own arguments."""
+    job = {"SLURM_JOB_ID": "12345", "SLURM_SUBMIT_DIR": str(root), "SLURM_GPUS_ON_NODE": "4", "SLURM_NODEID": "1"}
+    printed = dry(root, "slurm.sbatch", "--config", NASTY, "a=$(touch x)", cwd=tmp_path, **job)
+    assert printed[:3] == ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    task = printed[printed.index("bash") :]
+    assert task[-3:] == ["--config", NASTY, "a=$(touch x)"]
+    assert task[task.index("--master_port") + 1] == "22345"
+    words = dry(root, "no_ssh.sh", "--node-rank", "1", *task[4:])
+    assert words[-3:] == ["--config", NASTY, "a=$(touch x)"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_slurm_sbatch_outside_of_slurm_says_so(root: Path) -> None:
+    command = ["bash", "launch/slurm.sbatch", "--config", "x.yaml"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "start it with sbatch" in done.stderr
+
+
+def test_the_kubernetes_recipe_gives_no_ssh_sh_what_it_needs(root: Path) -> None:
+    service, job = yaml.safe_load_all((root / "launch/kubernetes.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    arguments = [word.replace("$(JOB_COMPLETION_INDEX)", "1") for word in pod["containers"][0]["args"]]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert pod["containers"][0]["command"] == ["bash", "launch/no_ssh.sh"]
+    assert dry(root, "no_ssh.sh", *arguments)[-2:] == ["--config", "/runs/my.yaml"]
+    assert len(arguments[arguments.index("--hosts") + 1].split(",")) == job["spec"]["completions"]
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
+@pytest.mark.parametrize("script", ["train.sh", "openmpi.sh", "no_ssh.sh", "slurm.sbatch"])
+def test_scripts_are_clean(script: str, root: Path) -> None:
+    # The rest of train.sh is Python.
+    shell = (root / "launch" / script).read_text().split("\n'''\n")[0] + "\n"
+    done = subprocess.run(["shellcheck", "-s", "bash", "-"], input=shell, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "set -euo pipefail" in shell
