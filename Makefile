@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RANKS ?= 2
 
-.PHONY: help env demo preprocess test check format docs clean
+.PHONY: help env demo preprocess test test-multinode check format docs clean
 
 help:  ## list these commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
 env: .venv/.installed  ## make .venv with the pinned requirements
 
@@ -33,6 +33,9 @@ preprocess: env  ## tokenise DATA= into the folder OUT= with TOKENIZER= (TEMPLAT
 
 test: env  ## run all tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
+
+test-multinode: env  ## two hosts made of network namespaces, over pdsh and OpenMPI (root on Linux; else skipped)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/multinode
 
 check: env  ## format, lint, types, import layers, fast tests (under 2 minutes)
 	$(BIN)/ruff format .

@@ -3,10 +3,14 @@
 import argparse
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
-from distill.console import positive, quiet_libraries, run_on_ranks, speaks
+from distill.console import positive, quiet_libraries, run_on_ranks
 from distill.errors import BadInput, Problem
+
+# Weights of a large model may be hours away.
+_DOWNLOAD = timedelta(hours=24)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,13 +56,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace) -> None:
     from distill.config import load
+    from distill.fingerprint import fingerprint
+    from distill.launching.variables import forget_file
+    from distill.models.downloads import fetch_models, use_fetched
+    from distill.rollcall import assemble
     from distill.topology import find_ranks, start
 
     find_ranks()
-    config = load(args.config, args.overrides)
-    if speaks():
-        _examine(config, int(os.environ["WORLD_SIZE"]))
-    topology = start(config.parallel.student_tp)
+    roll = assemble()
+    forget_file()  # all hosts have read it
+    config = roll.together(lambda: load(args.config, args.overrides))
+    roll.compare(fingerprint(config))
+    roll.in_turn(lambda: _examine(config, int(os.environ["WORLD_SIZE"])))
+    roll.in_turn(lambda: fetch_models(config), patience=_DOWNLOAD)
+    roll.compare(use_fetched(config))
+    topology = start(config.parallel.student_tp, config.parallel.timeout_minutes)
     from distill.trainer import train
 
     train(config, topology)
@@ -77,7 +89,7 @@ def _examine(config: object, world_size: int | None) -> None:
 
     assert isinstance(config, Config)
     report = examine(config, world_size)
-    for notice in report.notices:
+    for notice in report.notices if os.environ.get("RANK", "0") == "0" else []:
         print(f"note: {notice}", file=sys.stderr)
     if report.problems:
         raise BadInput(report.problems)

@@ -105,6 +105,9 @@ class ParallelSettings(Settings):
     )
     student_tp: int = Field(1, gt=0, description="Tensor-parallel degree of the student.")
     teacher_tp: int = Field(1, gt=0, description="Tensor-parallel degree of the teacher; equal to the student's.")
+    timeout_minutes: float = Field(
+        120, gt=0, description="Longest wait of a rank for the others before the run ends: one of them is gone."
+    )
 
 
 class EvaluationSettings(Settings):

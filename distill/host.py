@@ -1,8 +1,10 @@
-"""What a rank asks of the machine it runs on: its share of the cores, a calm allocator, how much memory there is."""
+"""What a rank asks of the machine it runs on: its share of the cores, a calm allocator, free memory, the network."""
 
 import ctypes
 import os
 import resource
+import socket
+import sys
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,8 @@ def prepare_cpu_rank() -> None:
         ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
     _keep_freed_memory()
+    # DeepSpeed calls this environment's ninja by name; a rank started through ssh has nobody's PATH.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def _keep_freed_memory() -> None:
@@ -41,6 +45,23 @@ def unlink_shared_buffer(rank: int) -> None:
     """
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
+
+
+def interface_towards(host: str) -> str | None:
+    """The network interface over which this machine reaches `host`; None if there is no way to it."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # a datagram socket: nothing is sent
+            ours = probe.getsockname()[0]
+    except OSError:
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        # A link-local IPv6 address carries its interface behind a %.
+        if any(item.address.partition("%")[0] == ours for item in addresses):
+            # Where the meeting point is this machine, under a name of the loopback: no other host gets there.
+            return None if ours.startswith("127.") or ours == "::1" else name
+    return None
 
 
 def free_memory_bytes() -> float:

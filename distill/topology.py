@@ -15,12 +15,12 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from distill.host import prepare_cpu_rank, unlink_shared_buffer
+from distill.host import interface_towards, prepare_cpu_rank, unlink_shared_buffer
 
 T = TypeVar("T")
 
 # A rollout or an evaluation may keep one rank busy for long while the others wait in a collective.
-_TIMEOUT = timedelta(hours=2)
+_TIMEOUT_MINUTES = 120.0
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,19 @@ class Topology:
         return values
 
 
-def start(tp_size: int = 1) -> Topology:
-    """Join the process group that the launcher describes, or make a group of one without a launcher."""
+def start(tp_size: int = 1, timeout_minutes: float = _TIMEOUT_MINUTES) -> Topology:
+    """Join the process group that the launcher describes, or make a group of one without a launcher.
+
+    A collective that lasts longer than `timeout_minutes` ends the run: a rank or its host is gone.
+    """
     find_ranks()
-    accelerator = get_accelerator()
+    _choose_interface()
+    accelerator, timeout = get_accelerator(), timedelta(minutes=timeout_minutes)
     if accelerator.device_name() == "cpu":
         prepare_cpu_rank()
     else:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=_TIMEOUT, verbose=False)
+    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=timeout, verbose=False)
     rank, world = dist.get_rank(), dist.get_world_size()
     if accelerator.device_name() == "cpu":
         dist.barrier()
@@ -98,8 +102,8 @@ def start(tp_size: int = 1) -> Topology:
         return Topology(rank, world, 1, device, dist.group.WORLD, None)
     grid = torch.arange(world).view(-1, tp_size)
     # Every rank must create every group, in the same order.
-    dp_groups = [dist.new_group(column, timeout=_TIMEOUT) for column in grid.T.tolist()]
-    tp_groups = [dist.new_group(row, timeout=_TIMEOUT) for row in grid.tolist()]
+    dp_groups = [dist.new_group(column, timeout=timeout) for column in grid.T.tolist()]
+    tp_groups = [dist.new_group(row, timeout=timeout) for row in grid.tolist()]
     return Topology(rank, world, tp_size, device, dp_groups[rank % tp_size], tp_groups[rank // tp_size])
 
 
@@ -111,11 +115,37 @@ def find_ranks() -> None:
     if "RANK" in os.environ:
         return
     if any(int(os.environ.get(name, "1")) > 1 for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")):
-        port = int(os.environ.get("MASTER_PORT", deepspeed.constants.TORCH_DISTRIBUTED_DEFAULT_PORT))
-        deepspeed.comm.mpi_discovery(distributed_port=port, verbose=False)
+        _ask_mpi()
         return
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+
+
+def _ask_mpi() -> None:
+    # DeepSpeed takes the first address of rank 0's host, which need not be one that the other hosts reach.
+    given = {name: os.environ[name] for name in ("MASTER_ADDR",) if name in os.environ}
+    port = int(os.environ.get("MASTER_PORT", deepspeed.constants.TORCH_DISTRIBUTED_DEFAULT_PORT))
+    deepspeed.comm.mpi_discovery(distributed_port=port, verbose=False)
+    os.environ |= given
+    # It has served. Ranks end without taking the interpreter down, in which mpi4py would do this; and they may end at
+    # different times, for which MPI would make them wait.
+    from mpi4py import MPI
+
+    MPI.Finalize()
+    if "OMPI_COMM_WORLD_LOCAL_SIZE" in os.environ:
+        os.environ["LOCAL_SIZE"] = os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"]
+
+
+def _choose_interface() -> None:
+    """Where ranks of several hosts meet over gloo, take the interface that leads to the meeting point.
+
+    gloo would take the one that the host's own name resolves to: on many machines the loopback.
+    """
+    several = int(os.environ["WORLD_SIZE"]) > int(os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
+    if several and "GLOO_SOCKET_IFNAME" not in os.environ:
+        name = interface_towards(os.environ["MASTER_ADDR"])
+        if name is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def stop() -> None:

@@ -2,13 +2,15 @@
 # Starts or resumes a run. One file, two readers:
 #
 #   deepspeed [launcher flags] launch/train.sh --config launch/recipes/X.yaml [section.key=value …]
-#   bash launch/train.sh [launcher flags] --config launch/recipes/X.yaml [section.key=value …]
+#   bash launch/train.sh [--dry-run] [launcher flags] --config launch/recipes/X.yaml [section.key=value …]
+#
+# The second asks all hosts of a hostfile first and gives them the variables that ssh does not bring; see README.
 #
 # The launcher hands this file to Python on every rank; Python takes everything up to the closing quotes for a string.
 # Bash reads the next line as the command `:` and leaves at `exec`.
 ''':'
 set -euo pipefail
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 launcher=()
 run=()
 while (($#)); do
@@ -21,8 +23,9 @@ while (($#)); do
   (($#)) && shift
 done
 # A checkout with an environment of its own needs no activation.
-[ -x "$here/../.venv/bin/deepspeed" ] && PATH="$here/../.venv/bin:$PATH"
-exec deepspeed ${launcher[@]+"${launcher[@]}"} "$here/train.sh" ${run[@]+"${run[@]}"}
+[ -x "$root/.venv/bin/deepspeed" ] && PATH="$root/.venv/bin:$PATH"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+exec python -m distill.launching ${launcher[@]+"${launcher[@]}"} "$root/launch/train.sh" ${run[@]+"${run[@]}"}
 '''
 import pathlib
 import sys

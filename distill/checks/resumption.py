@@ -34,7 +34,7 @@ def check_resumption(config: Config, world_size: int | None, report: Report) -> 
 
 
 # May differ between a run and its continuation: how long it goes on, and what is watched or kept of it.
-_FREE = ("evaluation.", "checkpoint.", "log.", "optim.steps", "optim.max_minutes")
+_FREE = ("evaluation.", "checkpoint.", "log.", "optim.steps", "optim.max_minutes", "parallel.timeout_minutes")
 
 
 def _is_free(name: str, config: Config) -> bool:

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig as ModelConfig
 
 from distill.config import ModelSettings
 from distill.errors import BadInput, Problem
+from distill.models.downloads import opened_at
 
 
 def load_config(settings: ModelSettings, field: str) -> ModelConfig:
@@ -25,7 +26,7 @@ def load_config(settings: ModelSettings, field: str) -> ModelConfig:
         BadInput: nothing readable at `settings.path`; names the setting `field`.
     """
     try:
-        return AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+        return AutoConfig.from_pretrained(opened_at(settings.path), trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError) as error:
         raise _unreadable(settings.path, field, "model", error) from None
 
@@ -33,7 +34,7 @@ def load_config(settings: ModelSettings, field: str) -> ModelConfig:
 def load_generation_config(settings: ModelSettings) -> GenerationConfig | None:
     """What the model says of generating, such as further ids that end a response; None if it says nothing."""
     try:
-        return GenerationConfig.from_pretrained(settings.path)
+        return GenerationConfig.from_pretrained(opened_at(settings.path))
     except OSError:
         return None
 
@@ -47,7 +48,7 @@ def load_tokenizer(path: str, field: str, trust_remote_code: bool = False) -> Pr
     try:
         if path.endswith(".model") and Path(path).is_file():
             return _sentencepiece_tokenizer(path)
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(opened_at(path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(path, field, "tokenizer", error) from None
 
@@ -55,7 +56,7 @@ def load_tokenizer(path: str, field: str, trust_remote_code: bool = False) -> Pr
 def load_model(settings: ModelSettings, dtype: torch.dtype) -> PreTrainedModel:
     """The causal language model, in evaluation mode, its weights in `dtype`; safetensors only."""
     model = AutoModelForCausalLM.from_pretrained(
-        settings.path, dtype=dtype, trust_remote_code=settings.trust_remote_code, use_safetensors=True
+        opened_at(settings.path), dtype=dtype, trust_remote_code=settings.trust_remote_code, use_safetensors=True
     )
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()

@@ -1,0 +1,1 @@
+"""Starting ranks on many hosts: who is there, what of the user's environment goes along, and how it is quoted."""

@@ -1,0 +1,84 @@
+"""What a launch comes to: the deepspeed command with everything quoted, and what goes to the hosts before it."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deepspeed.launcher import runner
+
+from distill.errors import BadInput, Problem
+from distill.launching.hosts import Ssh
+from distill.launching.variables import FORWARDED, exports, forwarded, mpirun_flags, one_word
+
+_SOCKETS = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Arguments of the DeepSpeed launcher, the hosts that it reaches by ssh, and what these are given."""
+
+    arguments: list[str]
+    ssh: Ssh = field(default_factory=Ssh)
+    file: str | None = None
+    content: str = ""
+    variables: tuple[str, ...] = ()
+
+
+def plan(arguments: Sequence[str], environment: Mapping[str, str], file: str) -> Launch:
+    """What `deepspeed *arguments` should be; `file` is the name, on all hosts, for what they are given.
+
+    Raises:
+        BadInput: a hostfile that cannot be used, or paths that DeepSpeed would not hand over whole.
+    """
+    args = runner.parse_args(list(arguments))
+    hosts = [] if args.no_ssh else _hosts(args)
+    if len(hosts) < 2 and not (hosts and args.force_multi):
+        return Launch(list(arguments))
+    flags = list(arguments[: len(arguments) - 1 - len(args.user_args)])
+    variables, ssh = forwarded(environment), Ssh(hosts, args.ssh_port)
+    if args.launcher.lower() == "openmpi":
+        given = [args.launcher_args, shlex.join(_for_mpirun(args, variables))]
+        flags.append(f"--launcher_args={' '.join(given).strip()}")
+        return Launch([*flags, args.user_script, *args.user_args], ssh, variables=tuple(variables))
+    if args.launcher.lower() != "pdsh":
+        return Launch(list(arguments))
+    for name, path in (("checkout", str(Path.cwd())), ("python", sys.executable), ("script", args.user_script)):
+        if one_word(path) != path:
+            wrong = "DeepSpeed hands this path to other hosts unquoted"
+            raise BadInput(Problem(name, path, wrong, "move it to a path of letters, digits, `.`, `_` and `-`"))
+    activate = f"source {shlex.quote(args.venv_script)}\n" if args.venv_script else ""
+    content = activate + exports(variables | {FORWARDED: file})
+    words = [one_word(argument) for argument in args.user_args]
+    return Launch([*flags, "--venv_script", file, args.user_script, *words], ssh, file, content, tuple(variables))
+
+
+def _hosts(args: "runner.argparse.Namespace") -> list[str]:
+    """The hosts that will take part, in order; none without a hostfile."""
+    if args.hostfile != runner.DLTS_HOSTFILE and not Path(args.hostfile).is_file():
+        # DeepSpeed would train on this machine alone.
+        raise BadInput(Problem("--hostfile", args.hostfile, "no such file", "see launch/hostfile.example"))
+    if not Path(args.hostfile).is_file():
+        return []
+    try:
+        slots = runner.fetch_hostfile(args.hostfile)
+        active = runner.parse_inclusion_exclusion(slots, args.include, args.exclude)
+        return list(runner.apply_num_nodes_and_gpus(active, args.num_nodes, args.num_gpus))
+    except ValueError as error:
+        raise BadInput(Problem("--hostfile", args.hostfile, str(error), "see launch/hostfile.example")) from None
+
+
+def _for_mpirun(args: "runner.argparse.Namespace", variables: Mapping[str, str]) -> list[str]:
+    # mpirun is not told DeepSpeed's meeting point.
+    flags = [*mpirun_flags(variables), "-x", f"MASTER_PORT={args.master_port}"]
+    if args.master_addr:
+        flags += ["-x", f"MASTER_ADDR={args.master_addr}"]
+    if "--bind-to" not in args.launcher_args:
+        # mpirun would hold every rank to one core.
+        flags += ["--bind-to", "none"]
+    chosen = [variables[name] for name in _SOCKETS if name in variables]
+    if chosen and chosen[0].replace(",", "").isalnum() and "btl_tcp_if_include" not in args.launcher_args:
+        # DeepSpeed would say eth0.
+        flags += ["--mca", "btl_tcp_if_include", chosen[0]]
+    return flags

@@ -1,0 +1,235 @@
+"""Hosts meet before anything starts: who is missing, whose code differs, which of them finds something wrong.
+
+A process group would wait for all of that in silence, and then time out on a host that is fine. Ranks talk through the
+store at the launcher's meeting point here; the process group then uses the same one.
+"""
+
+import base64
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import psutil
+import torch.distributed as dist
+
+from distill.console import speaks
+from distill.errors import BadInput, Problem
+
+T = TypeVar("T")
+
+# A missing host is named after the first; a host that came up so much later than the others starts its ranks again.
+_NAME_AFTER = timedelta(seconds=15)
+_GIVE_UP_AFTER = timedelta(minutes=5)
+# Rank 0 holds the store: the others read its last word before it goes.
+_LAST_WORD_SECONDS = 5.0
+
+
+@dataclass
+class RollCall:
+    """All ranks of a run that is about to start, on whichever hosts. Every method is collective."""
+
+    store: dist.TCPStore
+    rank: int
+    hosts: list[str | None]
+    """By rank; None where neither the launcher nor the rank has told yet."""
+    speaker: bool
+    """Whether this rank is the first of its host."""
+    stage: int = 0
+
+    def together(self, work: Callable[[], T], patience: timedelta = _GIVE_UP_AFTER) -> T:
+        """What `work` gives on this rank, once it has succeeded on all.
+
+        Raises:
+            BadInput: it raised that on some rank. Rank 0 raises the problems of all, the others one without any.
+        """
+        problems: list[Problem] = []
+        try:
+            result = work()
+        except BadInput as error:
+            problems = error.problems
+        except Exception as error:
+            stopped = Problem("host", self._name(self.rank), f"stopped with {type(error).__name__}", "see its output")
+            with suppress(BadInput):
+                self._exchange([_told(stopped)], self._united, patience)
+            raise
+        self._exchange([_told(problem) for problem in problems], self._united, patience)
+        return result
+
+    def in_turn(self, work: Callable[[], object], patience: timedelta = _GIVE_UP_AFTER) -> None:
+        """Let rank 0 do `work`, then the first rank of every other host: what one finds wrong, or fetches, serves all.
+
+        Raises:
+            BadInput: as `together`.
+        """
+        self.together(work if self.rank == 0 else _nothing, patience)
+        self.together(work if self.rank != 0 and self.speaker else _nothing, patience)
+
+    def compare(self, facts: dict[str, str]) -> None:
+        """Refuse hosts on which `facts` differ from those on rank 0's host.
+
+        Raises:
+            BadInput: names every such host and what differs; on ranks other than 0 it is empty.
+        """
+        self._exchange(facts if self.speaker else None, _differences, _GIVE_UP_AFTER)
+
+    def _exchange(self, ours: Any, judge: Callable[[dict[str, Any]], list[Problem]], patience: timedelta) -> None:
+        """Hand in `ours`; rank 0 judges everyone's, by host, and all hear whether the run goes on."""
+        self.stage += 1
+        key = f"distill/{self.stage}"
+        self.store.set(f"{key}/{self.rank}", json.dumps([self._name(self.rank), ours]))
+        if self.rank != 0:
+            self._wait([f"{key}/verdict"], patience, self._name(0))
+            if self.store.get(f"{key}/verdict") != b"go":
+                self.store.add("distill/gone", 1)
+                raise BadInput([])
+            return
+        found: dict[str, Any] = {}
+        for rank in range(len(self.hosts)):
+            self._wait([f"{key}/{rank}"], patience, self._name(rank))
+            host, theirs = json.loads(self.store.get(f"{key}/{rank}"))
+            if self.hosts[rank] is None:
+                self.hosts[rank] = host
+            if theirs is not None:
+                found[host] = theirs if isinstance(theirs, dict) else found.get(host, []) + theirs
+        problems = judge(found)
+        self.store.set(f"{key}/verdict", "stop" if problems else "go")
+        if problems:
+            self._let_go()
+            raise BadInput(problems)
+
+    def _united(self, found: dict[str, list[list[str]]]) -> list[Problem]:
+        """Everyone's problems, each once; those that rank 0's host does not share say where they are."""
+        places: dict[tuple[str, ...], list[str]] = {}
+        for host, theirs in found.items():
+            for told in theirs:
+                places.setdefault(tuple(told), []).append(host)
+        problems = []
+        for (field, value, wrong, mend), hosts in places.items():
+            elsewhere = "" if self._name(0) in hosts or field == "host" else f" (on {', '.join(dict.fromkeys(hosts))})"
+            problems.append(Problem(field, _Quoted(value), wrong + elsewhere, mend))
+        return problems
+
+    def _name(self, rank: int) -> str:
+        name = self.hosts[rank]
+        return socket.gethostname() if name is None and rank == self.rank else name or f"the host of rank {rank}"
+
+    def _wait(self, keys: list[str], patience: timedelta, host: str) -> None:
+        if _waits(lambda: self.store.wait(keys, min(_NAME_AFTER, patience))):
+            return
+        if self.speaker:
+            print(f"distill: waiting for {host}", file=sys.stderr, flush=True)
+        if not _waits(lambda: self.store.wait(keys, patience)):
+            self._let_go()
+            wrong = f"not heard of for {patience.total_seconds() / 60:.0f} minutes"
+            raise BadInput(Problem("host", host, wrong, "see what its ranks print, and whether it is up"))
+
+    def _let_go(self) -> None:
+        """Rank 0 stays until the others have read the verdict."""
+        deadline = time.monotonic() + _LAST_WORD_SECONDS
+        while self.rank == 0 and time.monotonic() < deadline:
+            if self.store.add("distill/gone", 0) >= len(self.hosts) - 1:
+                return
+            time.sleep(0.05)
+
+
+def assemble() -> RollCall:
+    """Call the roll of all ranks, whose places stand in the environment.
+
+    Raises:
+        BadInput: rank 0 cannot listen, or a host is not there; names it.
+    """
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    hosts = _hosts_by_rank(world)
+    present = RollCall(_open_store(rank, hosts[0]), rank, hosts, speaks())
+    present.together(_nothing)
+    return present
+
+
+def _open_store(rank: int, first_host: str | None) -> dist.TCPStore:
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+    def connect(patience: timedelta) -> dist.TCPStore:
+        # Multi-tenant: the process group of this process shares the server and its port.
+        return dist.TCPStore(
+            address, port, is_master=rank == 0, timeout=patience, wait_for_workers=False, multi_tenant=True
+        )
+
+    if rank == 0:
+        try:
+            return connect(_GIVE_UP_AFTER)
+        except dist.DistNetworkError as error:
+            wrong = f"cannot listen there ({str(error).splitlines()[0][:120]})"
+            raise BadInput(Problem("--master_port", port, wrong, "give a free port")) from None
+    with suppress(dist.DistError):
+        return connect(_NAME_AFTER)
+    where = f"{first_host or 'rank 0'} at {address}:{port}"
+    if speaks():
+        print(f"distill: {socket.gethostname()} waits for {where}", file=sys.stderr, flush=True)
+    try:
+        return connect(_GIVE_UP_AFTER)
+    except dist.DistError:
+        wrong = f"not reached from {socket.gethostname()} in {_GIVE_UP_AFTER.total_seconds() / 60:.0f} minutes"
+        mend = "see whether it is up and lets that port through, or give another of its addresses as --master_addr"
+        raise BadInput(Problem("host", where, wrong, mend)) from None
+
+
+def _hosts_by_rank(world: int) -> list[str | None]:
+    """The hostfile's name for each rank's host: DeepSpeed starts ranks with that on its own command line only."""
+    command: list[str] = []
+    with suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        command = parent.cmdline() if parent else []
+    for argument in command:
+        if argument.startswith("--world_info="):
+            slots = json.loads(base64.urlsafe_b64decode(argument.partition("=")[2]))
+            names = [host for host, ranks in slots.items() for _ in ranks]
+            return names if len(names) == world else [None] * world
+    return [None] * world
+
+
+def _waits(wait: Callable[[], object]) -> bool:
+    try:
+        wait()
+    except dist.DistStoreError:
+        return False
+    return True
+
+
+def _nothing() -> None:
+    return None
+
+
+def _told(problem: Problem) -> list[str]:
+    return [problem.field, repr(problem.value), problem.wrong, problem.mend]
+
+
+class _Quoted(str):
+    """A value whose repr has come over the wire."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _differences(facts: dict[str, dict[str, str]]) -> list[Problem]:
+    first, *others = facts
+    problems = []
+    for host in others:
+        ours, theirs = facts[first], facts[host]
+        names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        if names:
+            listed = "; ".join(_difference(name, theirs.get(name), ours.get(name)) for name in names[:5])
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            wrong = f"differs from {first} in {listed}{more}"
+            problems.append(Problem("host", host, wrong, "make code, packages, models and data the same on all hosts"))
+    return problems
+
+
+def _difference(name: str, theirs: str | None, ours: str | None) -> str:
+    return f"{name} ({theirs or 'absent'}, not {ours or 'absent'})"

@@ -1,0 +1,261 @@
+"""Commands for other hosts: exact, quoted, and without a secret in them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.errors import BadInput
+from distill.launching import hosts
+from distill.launching.__main__ import main
+from distill.launching.command import plan
+from distill.launching.hosts import Ssh
+from distill.launching.variables import exports, forwarded, one_word
+
+NASTY = '/a dir/it\'s "$(touch x)" `touch x`;%h \\ é\n$HOME.yaml'
+FILE = "/tmp/distill-0.sh"
+ENVIRONMENT = {
+    "WANDB_API_KEY": "sec ret",
+    "HF_TOKEN": "t'o\"$(x)",
+    "OMP_NUM_THREADS": "3",
+    "RANK": "1",
+    "HOME": "/root",
+}
+
+
+@pytest.fixture
+def hostfile(tmp_path: Path) -> str:
+    path = tmp_path / "hosts"
+    path.write_text("worker-1 slots=2\nworker-2 slots=2\n")
+    return str(path)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
+def test_one_word_survives_deepspeed_and_the_remote_shell(argument: str) -> None:
+    word = one_word(argument)
+    assert " " not in word
+    assert "%" not in word
+    assert word.isascii()
+
+
+def test_bash_reads_words_back_whole() -> None:
+    arguments = [NASTY, "", "plain/path.yaml", "optim.lr=1e-5", "a=$(touch x)"]
+    command = "printf '%s\\0' " + " ".join(map(one_word, arguments))
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\0")[:-1] == arguments
+
+
+def test_only_what_is_meant_for_other_hosts_goes() -> None:
+    assert list(forwarded(ENVIRONMENT)) == ["HF_TOKEN", "OMP_NUM_THREADS", "WANDB_API_KEY"]
+
+
+def test_variables_survive_the_shell() -> None:
+    text = exports(forwarded(ENVIRONMENT)) + 'printf "%s|%s" "$HF_TOKEN" "$WANDB_API_KEY"'
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout == "t'o\"$(x)|sec ret"
+
+
+def test_one_machine_gets_the_command_as_it_is() -> None:
+    arguments = ["--num_accelerators", "2", "launch/train.sh", "--config", NASTY]
+    assert plan(arguments, ENVIRONMENT, FILE).arguments == arguments
+    assert plan(arguments, ENVIRONMENT, FILE).ssh.hosts == ()
+
+
+def test_pdsh_gets_words_and_a_file_with_the_secrets(hostfile: str) -> None:
+    launch = plan(["--hostfile", hostfile, "launch/train.sh", "--config", NASTY], ENVIRONMENT, FILE)
+    head = ["--hostfile", hostfile, "--venv_script", FILE, "launch/train.sh", "--config"]
+    assert launch.arguments == [*head, one_word(NASTY)]
+    assert launch.ssh.hosts == ["worker-1", "worker-2"]
+    assert "export WANDB_API_KEY='sec ret'\n" in launch.content
+    assert f"export DISTILL_FORWARDED={FILE}\n" in launch.content
+
+
+def test_a_filter_leaves_one_host_alone(hostfile: str) -> None:
+    launch = plan(["--hostfile", hostfile, "--include", "worker-2", "launch/train.sh"], ENVIRONMENT, FILE)
+    assert launch.ssh.hosts == ()
+
+
+def test_mpirun_is_given_names_only(hostfile: str) -> None:
+    flags = [
+        "--launcher",
+        "openmpi",
+        "--hostfile",
+        hostfile,
+        "--launcher_args=--oversubscribe",
+        "--master_port",
+        "7000",
+    ]
+    environment = ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "ens3"}
+    launch = plan([*flags, "launch/train.sh", "--config", NASTY], environment, FILE)
+    names = "-x GLOO_SOCKET_IFNAME -x HF_TOKEN -x OMP_NUM_THREADS -x WANDB_API_KEY"
+    expected = f"--oversubscribe {names} -x MASTER_PORT=7000 --bind-to none --mca btl_tcp_if_include ens3"
+    assert launch.arguments[-4:] == [f"--launcher_args={expected}", "launch/train.sh", "--config", NASTY]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(None, "no such file"), ("worker-1\n", "bad entry"), ("a slots=1\na slots=1\n", "multiple entries for a")],
+)
+def test_an_unusable_hostfile_is_refused(content: str | None, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(BadInput, match=expected):
+        plan(["--hostfile", str(path), "launch/train.sh"], {}, FILE)
+
+
+def test_a_script_that_would_be_split_is_refused(hostfile: str) -> None:
+    with pytest.raises(BadInput, match="unquoted"):
+        plan(["--hostfile", hostfile, "my launch/train.sh"], {}, FILE)
+
+
+@pytest.fixture
+def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An ssh to hosts on which the last argument is run here; `down` and `mute` are hosts that fail."""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(
+        '#!/bin/bash\nhost="${@: -2:1}"\n'
+        '[ "$host" = down ] && { echo "ssh: connect to host down port 22: timed out" >&2; exit 255; }\n'
+        '[ "$host" = mute ] && exec sleep 60\n'
+        'exec bash -c "${@: -1}"\n'
+    )
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(hosts, "_ANSWER_SECONDS", 2)
+    return tmp_path
+
+
+def test_each_host_that_cannot_take_part_is_named(fake_ssh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [str(problem) for problem in Ssh(["good", "down", "mute"]).prepare()]
+    assert len(found) == 2
+    assert found[0].startswith("host = 'down': not reached (ssh: connect to host down port 22: timed out)")
+    assert found[1].startswith("host = 'mute': no answer in 2 s")
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    assert "has no /no/such/python" in str(Ssh(["good"]).prepare()[0])
+
+
+def test_the_file_is_private_and_goes_again(fake_ssh: Path) -> None:
+    file = fake_ssh / "variables.sh"
+    assert Ssh(["a", "b"]).prepare(str(file), "export X='1'\n") == []
+    assert file.read_text() == "export X='1'\n"
+    assert file.stat().st_mode & 0o077 == 0
+    Ssh(["a", "b"]).remove(str(file))
+    assert not list(fake_ssh.glob("variables*"))
+
+
+def test_dry_run_prints_no_secret(
+    hostfile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "verysecret")
+    assert main(["--dry-run", "--hostfile", hostfile, "launch/train.sh", "--config", "x.yaml"]) == 0
+    printed = capsys.readouterr()
+    assert "verysecret" not in printed.out + printed.err
+    assert "hosts: worker-1, worker-2" in printed.err
+    assert "WANDB_API_KEY" in printed.err
+
+
+def dry(root: Path, script: str, *arguments: str, cwd: Path | None = None, **changes: str) -> list[str]:
+    """The words of the command that a script prints."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["bash", str(root / "launch" / script), "--dry-run", *arguments]
+    environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu"} | changes
+    done = subprocess.run(command, cwd=cwd or root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # As the user's own bash reads what was printed.
+    read = ["bash", "-c", 'eval "set -- $1"; printf "%s\\0" "$@"', "bash", done.stdout]
+    return subprocess.run(read, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+
+
+def test_train_sh_prints_its_command_and_runs_nothing(root: Path, tmp_path: Path) -> None:
+    printed = dry(root, "train.sh", "--num_accelerators", "2", "--config", NASTY, "optim.lr=$(touch x)", cwd=tmp_path)
+    head = ["deepspeed", "--num_accelerators", "2", str(root / "launch/train.sh")]
+    assert printed == [*head, "--config", NASTY, "optim.lr=$(touch x)"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_openmpi_sh_prints_names_not_values(root: Path, tmp_path: Path) -> None:
+    settings = {"WANDB_API_KEY": "verysecret", "MASTER_PORT": "7000"}
+    run = ["--config", NASTY, "optim.lr=$(touch x)"]
+    printed = dry(root, "openmpi.sh", "--hostfile", "my hosts", *run, cwd=tmp_path, **settings)
+    assert printed[:4] == ["mpirun", "--hostfile", "my hosts", "--bind-to"]
+    assert printed[-3:] == run
+    assert printed[-4] == str(root / "launch/train.sh")
+    pairs = [" ".join(pair) for pair in pairwise(printed)]
+    assert {"--bind-to none", "-x WANDB_API_KEY", "-x MASTER_PORT"} <= set(pairs)
+    assert "verysecret" not in " ".join(printed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_ssh_sh_prints_its_command(root: Path, tmp_path: Path) -> None:
+    hosts = ["--hosts", "a,b", "--slots", "8", "--node-rank", "1", "--master-addr", "a.svc", "--master_port", "7000"]
+    printed = dry(root, "no_ssh.sh", *hosts, "--config", NASTY, "a=$(touch x)", cwd=tmp_path)
+    head = ["deepspeed", "--hostfile", "/dev/fd/9", "--no_ssh", "--node_rank", "1", "--master_addr", "a.svc"]
+    assert printed == [*head, "--master_port", "7000", str(root / "launch/train.sh"), "--config", NASTY, "a=$(touch x)"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"--slots": "x; touch x"}, "--slots = 'x; touch x' is no number"),
+        ({"--node-rank": "2"}, "--node-rank = 2, but --hosts has 2 hosts"),
+        ({"--hosts": ""}, "--hosts is missing"),
+        ({"--master-addr": ""}, "--master-addr is missing"),
+    ],
+)
+def test_no_ssh_sh_says_what_is_wrong(changed: dict, expected: str, root: Path) -> None:
+    settings = {"--hosts": "a,b", "--slots": "8", "--node-rank": "0", "--master-addr": "a"} | changed
+    words = [word for pair in settings.items() for word in pair]
+    command = ["bash", str(root / "launch/no_ssh.sh"), "--dry-run", *words, "--config", "x.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert expected in done.stderr
+
+
+def test_slurm_sbatch_prints_its_command(root: Path, tmp_path: Path) -> None:
+    """And what it prints is what every task runs, through to the run's own arguments."""
+    job = {"SLURM_JOB_ID": "12345", "SLURM_SUBMIT_DIR": str(root), "SLURM_GPUS_ON_NODE": "4", "SLURM_NODEID": "1"}
+    printed = dry(root, "slurm.sbatch", "--config", NASTY, "a=$(touch x)", cwd=tmp_path, **job)
+    assert printed[:3] == ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    task = printed[printed.index("bash") :]
+    assert task[-3:] == ["--config", NASTY, "a=$(touch x)"]
+    assert task[task.index("--master_port") + 1] == "22345"
+    words = dry(root, "no_ssh.sh", "--node-rank", "1", *task[4:])
+    assert words[-3:] == ["--config", NASTY, "a=$(touch x)"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_slurm_sbatch_outside_of_slurm_says_so(root: Path) -> None:
+    command = ["bash", "launch/slurm.sbatch", "--config", "x.yaml"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "start it with sbatch" in done.stderr
+
+
+def test_the_kubernetes_recipe_gives_no_ssh_sh_what_it_needs(root: Path) -> None:
+    service, job = yaml.safe_load_all((root / "launch/kubernetes.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    arguments = [word.replace("$(JOB_COMPLETION_INDEX)", "1") for word in pod["containers"][0]["args"]]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert pod["containers"][0]["command"] == ["bash", "launch/no_ssh.sh"]
+    assert dry(root, "no_ssh.sh", *arguments)[-2:] == ["--config", "/runs/my.yaml"]
+    assert len(arguments[arguments.index("--hosts") + 1].split(",")) == job["spec"]["completions"]
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
+@pytest.mark.parametrize("script", ["train.sh", "openmpi.sh", "no_ssh.sh", "slurm.sbatch"])
+def test_scripts_are_clean(script: str, root: Path) -> None:
+    # The rest of train.sh is Python.
+    shell = (root / "launch" / script).read_text().split("\n'''\n")[0] + "\n"
+    done = subprocess.run(["shellcheck", "-s", "bash", "-"], input=shell, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "set -euo pipefail" in shell

@@ -1,0 +1,130 @@
+"""Hosts compare notes before they start: one verdict, heard by all, with the host's name in it."""
+
+import base64
+import json
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import pytest
+import torch.distributed as dist
+
+from distill import rollcall
+from distill.errors import BadInput, Problem
+from distill.rollcall import RollCall
+
+HOSTS = ["alpha", "alpha", "beta", "beta"]
+
+
+@pytest.fixture
+def call(free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Run one function with every rank's roll; each rank's result or error, by rank."""
+    monkeypatch.setattr(rollcall, "_NAME_AFTER", timedelta(seconds=0.3))
+
+    def run(work: Callable[[RollCall], Any], ranks: tuple[int, ...] = (0, 1, 2, 3)) -> dict[int, Any]:
+        port, results = free_port(), {}
+        server = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+
+        def one(rank: int) -> None:
+            store = dist.TCPStore("127.0.0.1", port, is_master=False)
+            try:
+                results[rank] = work(RollCall(store, rank, [*HOSTS], speaker=rank % 2 == 0))
+            except Exception as error:
+                results[rank] = error
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in ranks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+        del server
+        return results
+
+    return run
+
+
+def lines(error: object) -> list[str]:
+    assert isinstance(error, BadInput)
+    return [str(problem) for problem in error.problems]
+
+
+def refuse(field: str) -> None:
+    raise BadInput(Problem(field, "/x y", "no such folder", "give another"))
+
+
+def test_work_that_succeeds_everywhere_gives_its_results(call: Callable) -> None:
+    assert call(lambda roll: roll.together(lambda: roll.rank * 10)) == {0: 0, 1: 10, 2: 20, 3: 30}
+
+
+def test_a_problem_on_one_host_stops_all_and_rank_0_says_where(call: Callable) -> None:
+    results = call(lambda roll: roll.together(lambda: refuse("data.train") if roll.rank > 1 else None))
+    assert lines(results[0]) == ["data.train = '/x y': no such folder (on beta); give another"]
+    assert [lines(results[rank]) for rank in (1, 2, 3)] == [[], [], []]
+
+
+def test_a_problem_of_all_hosts_is_said_once(call: Callable) -> None:
+    results = call(lambda roll: roll.together(lambda: refuse("--config")))
+    assert lines(results[0]) == ["--config = '/x y': no such folder; give another"]
+
+
+def test_other_hosts_wait_for_what_rank_0_finds(call: Callable) -> None:
+    done: list[int] = []
+
+    def work(roll: RollCall) -> None:
+        def look() -> None:
+            done.append(roll.rank)
+            if roll.rank == 0:
+                refuse("optim.batch_size")
+
+        roll.in_turn(look)
+
+    assert lines(call(work)[0]) == ["optim.batch_size = '/x y': no such folder; give another"]
+    assert done == [0]
+
+
+def test_the_first_rank_of_every_host_has_its_turn(call: Callable) -> None:
+    done: list[int] = []
+    call(lambda roll: roll.in_turn(lambda: done.append(roll.rank)))
+    assert done == [0, 2]
+
+
+def test_a_crash_keeps_its_traceback_and_the_others_hear_of_it(call: Callable) -> None:
+    def crash(roll: RollCall) -> None:
+        roll.together(lambda: {}["x"] if roll.rank == 2 else None)
+
+    results = call(crash)
+    assert isinstance(results[2], KeyError)
+    assert lines(results[0]) == ["host = 'beta': stopped with KeyError; see its output"]
+
+
+def test_hosts_that_differ_are_named_with_what_differs(call: Callable) -> None:
+    facts = {"distill/a.py": "11", "torch": "2.13", "numpy": "2"}
+    other = {"distill/a.py": "22", "torch": "2.13"}
+    results = call(lambda roll: roll.compare(other if roll.rank > 1 else facts))
+    (line,) = lines(results[0])
+    assert "host = 'beta': differs from alpha in distill/a.py (22, not 11); numpy (absent, not 2);" in line
+    assert lines(results[2]) == []
+    assert call(lambda roll: roll.compare(facts)) == dict.fromkeys(range(4))
+    assert call(lambda roll: roll.compare({})) == dict.fromkeys(range(4))
+
+
+def test_a_host_that_does_not_come_is_named(
+    call: Callable, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    patience = timedelta(seconds=1)
+    results = call(lambda roll: roll.together(lambda: None, patience), ranks=(0, 1))
+    assert lines(results[0])[0].startswith("host = 'beta': not heard of for")
+    assert "distill: waiting for beta" in capfd.readouterr().err
+
+
+def test_names_come_from_the_launchers_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Parent:
+        def cmdline(self) -> list[str]:
+            slots = base64.urlsafe_b64encode(json.dumps({"worker-1": [0, 1], "worker-2": [0]}).encode()).decode()
+            return ["python", "-m", "deepspeed.launcher.launch", f"--world_info={slots}", "--node_rank=0"]
+
+    monkeypatch.setattr(psutil.Process, "parent", lambda self: Parent())
+    assert rollcall._hosts_by_rank(3) == ["worker-1", "worker-1", "worker-2"]
+    assert rollcall._hosts_by_rank(2) == [None, None], "another launcher's"
