@@ -114,6 +114,8 @@ def derive(sums: dict[str, float]) -> dict[str, float]:
             # Kish: (Σw)² / (n Σw²), 1 when all weights are equal.
             "rollout/effective_sample_size": weights**2 / (tokens * sums["sum/squared_weights"]),
         }
+        if read := sums.get("sum/student_tokens"):
+            figures["rollout/student_forwards_per_token"] = sums["sum/student_forwards"] / read
     return figures
 
 
@@ -130,6 +132,8 @@ def _rollout_sums(micro_batches: Sequence[TokenBatch]) -> Sums:
                 "weights": weights.sum(),
                 "squared_weights": weights.square().sum(),
             }
+            if batch.student_forwards is not None:
+                parts |= {"student_forwards": batch.student_forwards.sum(), "student_tokens": parts["tokens"]}
             _add(sums, {f"sum/{name}": value for name, value in parts.items()}, weights.new_ones(()))
     return sums
 

@@ -98,6 +98,8 @@ class Rollouts(TokenBatch):
     """Whether the response ended by itself rather than at the length limit."""
     teacher_forwards: Int[Tensor, " batch"] | None = None
     """How often the teacher has read the row's response tokens, all together: as often as there are, if never twice."""
+    student_forwards: Int[Tensor, " batch"] | None = None
+    """The same of the student, where the builtin decoder sampled."""
     student_hidden: Float[Tensor, "batch response hidden"] | None = None
     """The student's, where the rollout worker was asked to keep them."""
     advantages: Float[Tensor, "batch response"] | None = None

@@ -33,8 +33,8 @@ _HEAD_ROWS = {"cpu": 128}
 # Rows of the weight that take part in one product: its scratch space, and the slope's, would be as large as the weight.
 # On a processor a product that stays in the cache is added to the slope in half the time of one that does not.
 _CPU_BLOCK, _ACCELERATOR_BLOCK = 4096, 16384
-# Numbers of a slope that are scaled together.
-_SCALED_AT_ONCE = 2**18
+# Numbers of a slope that are scaled together: in the cache of a processor, in few launches on an accelerator.
+_CPU_SCALED, _ACCELERATOR_SCALED = 2**18, 2**24
 
 
 def _rows(device: torch.device) -> int:
@@ -182,7 +182,8 @@ def _scaled(slope: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """slope · factor in `dtype`, computed in fp32: a factor rounded to bf16 would tilt the whole step."""
     out = torch.empty_like(slope, dtype=dtype)
     # Through one small buffer: a second fp32 copy of the weight's slope would be the largest tensor here.
-    rows = max(_SCALED_AT_ONCE // max(slope[:1].numel(), 1), 1)
+    together = _CPU_SCALED if slope.device.type == "cpu" else _ACCELERATOR_SCALED
+    rows = max(together // max(slope[:1].numel(), 1), 1)
     buffer = torch.empty_like(slope[:rows], dtype=factor.dtype)
     for target, part in zip(out.split(rows), slope.split(rows), strict=True):
         target.copy_(buffer[: len(part)].copy_(part).mul_(factor))

@@ -40,7 +40,7 @@ class PreallocatedLayer(DynamicLayer):
         return self._expose()
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows only; they move to the front of the same buffers."""
+        """Keep these rows only; they move to the front of the same buffers, which stay as large as they were."""
         for buffer in self._buffers:
             buffer[: len(indices), :, : self.used] = buffer[indices, :, : self.used]
         self._buffers = [buffer[: len(indices)] for buffer in self._buffers]

@@ -76,7 +76,7 @@ def decode(
         now = ends(tokens[:, : t + 1], alive) & ~over
         lengths[alive] = torch.where(now, t + 1, lengths[alive])
         ended[alive] = over | now
-        if (t + 1) % _CHECK_EVERY == 0:
+        if (t + 1) % _CHECK_EVERY == 0 and t + 1 < limit:
             going = (~ended).nonzero().squeeze(1)
             if not together(going.new_tensor(len(going)) > 0):
                 break
@@ -121,6 +121,7 @@ def _assemble(
         from_teacher=coins & mask,
         ended=ended,
         teacher_hidden=teacher_hidden,
-        student_hidden=behavior.hidden,
         teacher_forwards=teacher_forwards,
+        student_forwards=(behavior.reads * mask).sum(1),
+        student_hidden=behavior.hidden,
     )

@@ -84,8 +84,7 @@ class Follower:
 
     def score_drawn(self, drawn: Int[Tensor, " batch"]) -> None:
         """After a turn of this model: score the token that was drawn at it, by either model."""
-        if self._turn is None:
-            return
+        assert self._turn is not None
         (logits, proposed, normaliser), self._turn = self._turn, None
         chosen = drawn[self._rows]
         score = proposed.gather(1, chosen[:, None]).squeeze(1) - normaliser

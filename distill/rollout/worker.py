@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -29,8 +28,6 @@ class RolloutWorker:
     With α = 0 a teacher only scores. `keep_hidden` keeps the student's final hidden states beside the teacher's.
     """
 
-    _announced: ClassVar[set[bool]] = set()
-
     def __init__(
         self,
         student: Gatherable,
@@ -45,6 +42,7 @@ class RolloutWorker:
         self.keep_hidden = keep_hidden
         self.seed, self.topology, self.device = seed, topology, topology.device
         self.ends = ends
+        self.choice: Choice | None = None
 
     @torch.no_grad()
     def collect(
@@ -102,11 +100,10 @@ class RolloutWorker:
         """How the next round's weights will be had, as things stand now. Collective where memory is measured."""
         sharded = [model for model in (self.student, self.teacher) if model]
         choice = choose(self.settings.gather, sum(model.missing_bytes for model in sharded), self.topology)
-        # The workers of training and of each validation decide alike, on other free memory: said once.
-        news = choice.once not in self._announced
+        news = self.choice is None or choice.once != self.choice.once  # how much is free changes all the time
         if news and self.settings.gather == "auto" and self.topology.is_writer and self.topology.world_size > 1:
-            self._announced.add(choice.once)
             tqdm.write(f"rollout.gather: {'once' if choice.once else 'layer'} ({choice.why})")
+        self.choice = choice
         return choice
 
     def _open(self, model: Gatherable, once: bool, stack: ExitStack) -> PreTrainedModel:

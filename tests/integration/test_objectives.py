@@ -145,6 +145,8 @@ def test_its_own_loss_falls(case: str, runs: Path) -> None:
     if case != "seqkd":
         # Each token passed through the teacher once, to sample, score and answer for it in the loss.
         assert {row["teacher/forwards_per_token"] for row in rows} == {1.0}
+        sampled = [row for row in rows if "rollout/response_length" in row]
+        assert {row["rollout/student_forwards_per_token"] for row in sampled} <= {1.0}
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)

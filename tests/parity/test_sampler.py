@@ -185,9 +185,8 @@ def test_decode_scores_equal_a_fresh_forward(pair: tuple, mode: str) -> None:
         hidden_logits = head(rollouts.teacher_hidden)
     rescored = hidden_logits.log_softmax(-1).gather(-1, rollouts.response_ids[..., None]).squeeze(-1)
     torch.testing.assert_close(rescored[mask], rollouts.teacher_logprobs[mask], rtol=1e-4, atol=1e-4)
-    assert torch.equal(rollouts.teacher_forwards, rollouts.response_lengths), (
-        "no token passes through the teacher twice"
-    )
+    for forwards in (rollouts.teacher_forwards, rollouts.student_forwards):
+        assert torch.equal(forwards, rollouts.response_lengths), "no token passes through a model twice"
     assert rollouts.importance_weights.max() <= 1 / 0.7 + 1e-5
     assert rollouts.importance_weights[mask].min() >= 0
 

@@ -72,7 +72,7 @@ def main() -> None:
                 "released": released,
                 "missing": student.missing_bytes,
                 "calls": calls[0],
-                "once": worker.choose_gathering().once,
+                "once": worker.choice.once if worker.choice else None,
             }
     everyone = topology.gather_objects(found)
     if topology.is_writer:

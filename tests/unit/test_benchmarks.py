@@ -31,11 +31,11 @@ def test_floor_of_a_rollout_by_hand() -> None:
     layer, head = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64, 10 * 32
     assert parameters(student) == (layer, head)
     assert parameters(teacher) == (2 * layer, head)
-    # 3 rows, prompts of 7 tokens in all, 5 new tokens, 2 calls of the teacher.
+    # 3 rows, prompts of 7 tokens in all, 5 new tokens, 4 calls of the student and 2 of the teacher.
     by_arithmetic = 2 * ((7 + 4 * 3) * layer + 5 * 3 * head + (7 + 3 * 4) * 2 * layer + 15 * head)
-    assert mixed_rollout_floor(student, teacher, 3, 7, 5, 2, (1.0, 1e12)) == pytest.approx(by_arithmetic)
-    by_memory = 2 * ((1 + 4) * layer + 5 * head + 2 * 2 * layer + head)
-    assert mixed_rollout_floor(student, teacher, 3, 7, 5, 2, (1e12, 1.0)) == pytest.approx(by_memory)
+    assert mixed_rollout_floor(student, teacher, 3, 7, 5, (4, 2), (1.0, 1e12)) == pytest.approx(by_arithmetic)
+    by_memory = 2 * (4 * layer + 4 * head + 2 * 2 * layer + head)
+    assert mixed_rollout_floor(student, teacher, 3, 7, 5, (4, 2), (1e12, 1.0)) == pytest.approx(by_memory)
 
 
 KEYS = {

@@ -3,9 +3,9 @@
 Every product y = xWᵀ of a forward must do 2·rows·|W| operations and read W once, so it takes at least
 max(2·rows·|W| / matrix rate, 2·|W| bytes / memory bandwidth) in bf16. Summed over what the algorithm cannot do without:
 
-- the student reads the prompts in one forward, then every response token but the last in a forward of `batch` rows;
-- the teacher reads the prompts and all response tokens, each once, in `calls` forwards of equal size;
-- both heads make one row of logits for each response token, the student's a batch at a time.
+- each model reads the prompts and all response tokens but the last, each once, in as many forwards as it made; were
+  they not of equal size, they would take longer;
+- both heads make one row of logits for each response token, the student's in as many products, the teacher's in one.
 
 Attention, norms, drawing and the keys and values read back are left out: what they take is distance to the floor, and
 so is arithmetic that the two rates do not explain, as at few rows.
@@ -48,17 +48,19 @@ def mixed_rollout_floor(
     rows: int,
     prompt_tokens: int,
     new_tokens: int,
-    calls: int,
+    calls: tuple[int, int],
     rates: tuple[float, float],
 ) -> float:
-    """Seconds, as derived above; `prompt_tokens` over all rows, `rates` of matrix products and of memory."""
+    """Seconds, as derived above; `prompt_tokens` over all rows, `calls` of student and teacher, `rates` of matrix
+    products and of memory."""
     operations, memory = rates
 
     def product(row_count: float, weights: int) -> float:
         return max(2 * row_count * weights / operations, 2 * weights / memory)
 
-    layers, head = parameters(student)
-    own = product(prompt_tokens, layers) + (new_tokens - 1) * product(rows, layers) + new_tokens * product(rows, head)
-    layers, head = parameters(teacher)
-    tokens = prompt_tokens + rows * (new_tokens - 1)
-    return own + calls * product(tokens / calls, layers) + product(rows * new_tokens, head)
+    def forwards(model: PreTrainedModel, count: int, head_count: int) -> float:
+        layers, head = parameters(model)
+        reading = count * product((prompt_tokens + rows * (new_tokens - 1)) / count, layers)
+        return reading + head_count * product(rows * new_tokens / head_count, head)
+
+    return forwards(student, calls[0], calls[0]) + forwards(teacher, calls[1], 1)

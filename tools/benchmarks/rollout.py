@@ -92,7 +92,7 @@ class Bench:
         }
 
     def passes(self) -> dict[str, float]:
-        """Forwards of a token per response token, the prompt's all but the last left out; and the teacher's calls."""
+        """Forwards of a token per response token, the prompt's all but the last left out; and how many calls."""
         seen = {"student": 0, "teacher": 0}
         calls = dict(seen)
 
@@ -113,7 +113,7 @@ class Bench:
         before = self.args.rows * (self.prompts.prompt_ids.shape[1] - 1)
         tokens = int(rollouts.response_lengths.sum())
         figures = {f"{name}_passes": (count - before) / tokens for name, count in seen.items()}
-        return figures | {"teacher_calls": float(calls["teacher"])}
+        return figures | {f"{name}_calls": float(count) for name, count in calls.items()}
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         args.rows,
         int(bench.prompts.prompt_lengths.sum()),
         args.new_tokens,
-        int(passes["teacher_calls"]),
+        (int(passes["student_calls"]), int(passes["teacher_calls"])),
         rates,
     )
     stop()
