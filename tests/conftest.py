@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,20 @@ def records_dir(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, corp
     packed = Recipe(str(models_dir / "student"), "plain", max_prompt=16, max_length=32)
     preprocess([str(folder / "text.txt")], folder / "text", packed, kind="text", workers=1)
     return folder
+
+
+@pytest.fixture
+def good(models_dir: Path, records_dir: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """A run of which the doctor has nothing to say."""
+    return {
+        "run": {"folder": str(tmp_path / "run")},
+        "student": {"path": str(models_dir / "student")},
+        "teacher": {"path": str(models_dir / "teacher")},
+        "data": {"train": str(records_dir / "train"), "valid": str(records_dir / "valid")},
+        "objective": {"name": "minillm"},
+        "optim": {"steps": 2, "batch_size": 8, "micro_batch": 2},
+        "rollout": {"per_round": 16, "max_new_tokens": 16},
+    }
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,17 @@ def check_resumption(config: Config, world_size: int | None, report: Report) -> 
     )
 
 
-# May differ between a run and its continuation: how long it goes on, and what is watched or kept of it.
-_FREE = ("evaluation.", "checkpoint.", "log.", "optim.steps", "optim.max_minutes", "parallel.timeout_minutes")
+# May differ between a run and its continuation: how long it goes on, what is watched or kept of it, and the memory
+# that vLLM samples in.
+_FREE = (
+    "evaluation.",
+    "checkpoint.",
+    "log.",
+    "optim.steps",
+    "optim.max_minutes",
+    "parallel.timeout_minutes",
+    "rollout.vllm_memory",
+)
 
 
 def _is_free(name: str, config: Config) -> bool:

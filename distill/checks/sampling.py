@@ -5,8 +5,13 @@ from importlib.util import find_spec
 from deepspeed.accelerator import get_accelerator
 
 from distill.checks.report import Report
-from distill.config import Config
+from distill.config import Config, ModelSettings
+from distill.errors import BadInput
+from distill.models.loading import load_config
 from distill.rollout.vllm_engine import INSTALL
+
+# What the configs of mixtures call their number of experts.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def check_sampling_engine(config: Config, report: Report) -> None:
@@ -41,3 +46,17 @@ def check_sampling_engine(config: Config, report: Report) -> None:
         f"it takes whole weights, parallel.student_tp = {config.parallel.student_tp} splits them",
         "give parallel.student_tp=1 and parallel.teacher_tp=1, or rollout.engine=builtin",
     )
+    experts = _experts(config.student)
+    needs(
+        experts <= 1,
+        f"it takes over the weights of dense models, the student has {experts} experts",
+        "give rollout.engine=builtin",
+    )
+
+
+def _experts(student: ModelSettings) -> int:
+    try:
+        model = load_config(student, "student.path").get_text_config()
+    except BadInput:
+        return 0  # reported with the models
+    return max(getattr(model, name, None) or 0 for name in _EXPERTS)

@@ -2,43 +2,20 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from conftest import tiny_llama, train_tokenizer
+from run_configs import change, problems, started
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.preprocess import preprocess
 from data_prep.tokenize import Recipe
-from distill.config import Config, dump
+from distill.config import Config
 from distill.doctor import examine
-
-
-@pytest.fixture
-def good(models_dir: Path, records_dir: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
-    return {
-        "run": {"folder": str(tmp_path / "run")},
-        "student": {"path": str(models_dir / "student")},
-        "teacher": {"path": str(models_dir / "teacher")},
-        "data": {"train": str(records_dir / "train"), "valid": str(records_dir / "valid")},
-        "objective": {"name": "minillm"},
-        "optim": {"steps": 2, "batch_size": 8, "micro_batch": 2},
-        "rollout": {"per_round": 16, "max_new_tokens": 16},
-    }
-
-
-def problems(config: dict[str, Any], world_size: int | None = 2) -> list[str]:
-    return [str(problem) for problem in examine(Config.model_validate(config), world_size).problems]
 
 
 def test_a_good_config_has_no_problem(good: dict) -> None:
     assert problems(good) == []
-
-
-def change(config: dict, dotted: str, value: object) -> dict:
-    section, key = dotted.split(".")
-    return config | {section: config[section] | {key: value}}
 
 
 SIMPLE = [
@@ -240,16 +217,6 @@ def test_damaged_records(good: dict, models_dir: Path, records_dir: Path, tmp_pa
     assert any("damaged records" in line for line in found), found
 
 
-def started(good: dict, **changes: Any) -> None:
-    """A run folder with a checkpoint, as `good` with `changes` would have left it."""
-    folder = Path(good["run"]["folder"])
-    (folder / "checkpoints" / "step-0000001").mkdir(parents=True)
-    (folder / "config.yaml").write_text(dump(Config.model_validate(good | changes)))
-    (folder / "checkpoints" / "latest").write_text("step-0000001")
-    state = {"state": {"step": 1}, "world_size": 2, "tp_size": 1}
-    (folder / "checkpoints" / "step-0000001" / "state.json").write_text(json.dumps(state))
-
-
 def test_a_run_continues_with_its_own_settings_only(good: dict) -> None:
     started(good)
     assert problems(change(good, "optim.steps", 99) | {"log": {"every": 7}}) == []
@@ -292,45 +259,3 @@ def test_deepspeed_json(good: dict, tmp_path: Path, text: str, wrong: str) -> No
     (tmp_path / "ds.json").write_text(text)
     found = problems(good | {"parallel": {"deepspeed": str(tmp_path / "ds.json")}})
     assert any(wrong in line for line in found), found
-
-
-@pytest.fixture
-def vllm_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that can serve vLLM."""
-    monkeypatch.setattr("distill.checks.sampling.find_spec", lambda name: name)
-    monkeypatch.setattr("distill.checks.sampling.get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda"))
-
-
-def on_vllm(good: dict, **changes: object) -> dict:
-    return good | {"rollout": good["rollout"] | {"engine": "vllm", "alpha": 0} | changes}
-
-
-@pytest.mark.usefixtures("vllm_machine")
-def test_vllm_serves_the_student_alone_and_whole(good: dict) -> None:
-    assert problems(on_vllm(good, vllm_memory=0.5)) == []
-    mixing = "it samples the student alone, rollout.alpha = 0.2 mixes the teacher in; give rollout.engine=builtin, or"
-    cases = [
-        (on_vllm(good, alpha=0.2), mixing),
-        (on_vllm(good, gather="layer"), "takes the student's whole weights, rollout.gather = layer keeps them apart"),
-        (on_vllm(good) | {"parallel": {"student_tp": 2, "teacher_tp": 2}}, "parallel.student_tp = 2 splits them"),
-    ]
-    for config, wanted in cases:
-        assert any(line.startswith("rollout.engine = 'vllm'") and wanted in line for line in problems(config)), wanted
-
-
-def test_vllm_needs_its_package_and_a_cuda_device(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill.checks.sampling.find_spec", lambda name: None)
-    found = problems(on_vllm(good))
-    assert len(found) == 2
-    assert "vllm is not installed; install it as the README's `Sampling with vLLM` says" in found[0]
-    assert "it serves CUDA devices, this machine computes on cpu; give rollout.engine=builtin" in found[1]
-
-
-def test_vllm_is_refused_where_nothing_reads_it(good: dict) -> None:
-    rollout = {"engine": "vllm", "alpha": 0.0}
-    alone = problems(good | {"objective": {"name": "sft"}, "rollout": rollout})
-    assert any("rollout.engine = 'vllm': objective sft does not read it; remove it" in line for line in alone)
-    mixable = Config.model_validate(good | {"objective": {"name": "kd"}, "rollout": rollout})
-    assert any(notice.startswith("rollout.engine: kd at on_policy = 0.0") for notice in examine(mixable, 2).notices)
-    wrong = "rollout.vllm_memory = 0.5: only engine vllm reads it; remove it"
-    assert problems(change(good, "rollout.vllm_memory", 0.5)) == [wrong]
