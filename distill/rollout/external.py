@@ -15,7 +15,7 @@ from distill.data.batches import Rollouts, TokenBatch, concatenate, pad_rows
 from distill.errors import BadInput, Problem
 from distill.rollout.ends import Ends
 from distill.rollout.follower import Follower, Scores
-from distill.rollout.gathering import Gatherable
+from distill.rollout.gathering import Gatherable, Together, on_this_rank, over_ranks
 from distill.rollout.sampling import request_seeds
 from distill.rollout.worker import RolloutWorker
 from distill.topology import Topology
@@ -48,7 +48,11 @@ class SamplingEngine(Protocol):
 
 
 class ExternalWorker(RolloutWorker):
-    """Gives the rollouts that a `RolloutWorker` gives at α = 0, from `engine`. No tensor parallelism."""
+    """Gives the rollouts that a `RolloutWorker` gives at α = 0, from `engine`. No tensor parallelism.
+
+    The engine takes the student's whole weights, so these are gathered even where `rollout.gather: auto` fetches the
+    teacher's layer by layer.
+    """
 
     def __init__(
         self,
@@ -83,15 +87,11 @@ class ExternalWorker(RolloutWorker):
         rollouts = self._rollouts(prompts, self.engine.generate(prompts, seeds))
         if not self._compared:
             self._compare(rollouts)
-        order = rollouts.response_lengths.argsort(stable=True)
-        parts: list[Rollouts] = []
-        with ExitStack() as stack:
-            teacher = self._open(self.teacher, True, stack) if self.teacher else None
-            for index in order.split(self.settings.batch):
-                part = rollouts.rows(index)
-                parts.append(self._read(teacher, part) if teacher else part)
-                progress(len(index))
-        return self.place(concatenate(parts).rows(order.argsort()))
+        if self.teacher:
+            rollouts = self._read(self.teacher, rollouts, progress)
+        else:
+            progress(len(rollouts))
+        return self.place(rollouts)
 
     def _rollouts(self, prompts: TokenBatch, sampled: Sequence[Sampled]) -> Rollouts:
         """On the device, cut where a response ends; nothing of the teacher yet."""
@@ -114,12 +114,26 @@ class ExternalWorker(RolloutWorker):
             importance_weights=mask.float(),
             from_teacher=torch.zeros_like(mask),
             ended=(found > 0) | torch.tensor([row.ended for row in sampled], device=self.device),
-        )
+        ).rows(slice(None))
 
-    def _read(self, teacher: PreTrainedModel, rollouts: Rollouts) -> Rollouts:
-        """With the teacher's scores and hidden states, of one forward."""
-        scores, mask = self._scores(teacher, rollouts, keep_hidden=True), rollouts.response_mask
+    def _read(self, teacher: Gatherable, rollouts: Rollouts, progress: Callable[[int], object]) -> Rollouts:
+        """With the teacher's scores and hidden states: batches of like length, a forward each."""
+        order = rollouts.response_lengths.argsort(stable=True)
+        parts: list[Rollouts] = []
+        once = self.choose_gathering().once
+        # Layer by layer the ranks need each other's shards: all have as many rows, and so as many forwards.
+        together = on_this_rank if once else over_ranks(self.topology)
+        with ExitStack() as stack:
+            model = self._open(teacher, once, stack)
+            for index in order.split(self.settings.batch):
+                parts.append(self._scored(rollouts.rows(index), model, together))
+                progress(len(index))
+        return concatenate(parts).rows(order.argsort())
+
+    def _scored(self, rollouts: Rollouts, teacher: PreTrainedModel, together: Together) -> Rollouts:
+        scores, mask = self._scores(teacher, rollouts, keep_hidden=True, together=together), rollouts.response_mask
         assert scores.hidden is not None
+        # Now, so that the device never holds those of a whole round.
         hidden = scores.hidden.cpu() if self.settings.teacher_cache == "host" else scores.hidden
         return replace(
             rollouts,
@@ -128,8 +142,12 @@ class ExternalWorker(RolloutWorker):
             teacher_forwards=(scores.reads * mask).sum(1),
         )
 
-    def _scores(self, model: PreTrainedModel, rollouts: Rollouts, keep_hidden: bool) -> Scores:
-        follower = Follower(model, rollouts, self.settings, self.student.vocab, keep_hidden)
+    def _scores(
+        self, model: PreTrainedModel, rollouts: Rollouts, keep_hidden: bool, together: Together = on_this_rank
+    ) -> Scores:
+        # Nothing more will be drawn: cache and buffers as wide as what is there.
+        settings = self.settings.model_copy(update={"max_new_tokens": rollouts.response_ids.shape[1]})
+        follower = Follower(model, rollouts, settings, self.student.vocab, keep_hidden, together)
         return follower.finish(rollouts.response_ids, rollouts.response_lengths)
 
     def _compare(self, rollouts: Rollouts) -> None:

@@ -1,7 +1,8 @@
 """vLLM as the sampling engine: started once, handed the student's weights every round, asleep in between.
 
 Every rank has an engine of its own in its own process and on its own device. All of vLLM that is used is in this file;
-it was written against vLLM 0.32.
+it was written against vLLM 0.32. For dense models only: transformers fuses the experts of a mixture under names that no
+checkpoint has, and weights are handed over by name.
 """
 
 import os
@@ -10,19 +11,26 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from deepspeed.accelerator import get_accelerator
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from distill.config import ModelSettings, RolloutSettings
 from distill.data.batches import TokenBatch
 from distill.errors import BadInput, Problem
+from distill.models.downloads import opened_at
 from distill.rollout.external import Sampled
 
 INSTALL = "install it as the README's `Sampling with vLLM` says, or give builtin"
 
 
 class VllmEngine:
-    """A vLLM engine for one student. Collective over the ranks to make; `ends` are all ids that end a response."""
+    """A vLLM engine for one student. Collective over the ranks to make; `ends` are all ids that end a response.
+
+    Raises:
+        BadInput: vLLM cannot be imported, or does not start.
+    """
 
     def __init__(
         self,
@@ -37,9 +45,9 @@ class VllmEngine:
         self.vocab, self.settings, self.ends = vocab, settings, sorted(set(ends))
         self._vllm, platform = _import()
         self._sleeps = platform.is_sleep_mode_available()
-        with _unnoticed(device):
+        with _unnoticed(device), _problems_reported():
             self._llm = self._vllm.LLM(
-                student.path,
+                opened_at(student.path),
                 # Only to look for texts that end a response.
                 skip_tokenizer_init=not settings.stop,
                 trust_remote_code=student.trust_remote_code,
@@ -51,7 +59,6 @@ class VllmEngine:
                 # The ranks are there already, and none of them shares its engine.
                 distributed_executor_backend="external_launcher",
                 max_model_len=longest_prompt + settings.max_new_tokens,
-                max_num_seqs=settings.batch,
                 gpu_memory_utilization=settings.vllm_memory,
                 enable_sleep_mode=self._sleeps,
                 # What was computed with the last round's weights must not serve the next.
@@ -64,21 +71,21 @@ class VllmEngine:
 
     def push(self, student: PreTrainedModel) -> None:
         """Take over the weights of the whole student."""
-        if self._sleeps:
-            self._llm.wake_up(tags=["weights"])
+        self._wake("weights")
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights(student)})
 
     def generate(self, prompts: TokenBatch, seeds: Sequence[int]) -> list[Sampled]:
         """One response a prompt, in order; a row's draws depend on its seed."""
-        if self._sleeps:
-            self._llm.wake_up(tags=["kv_cache"])
+        self._wake("kv_cache")
         pairs = zip(prompts.prompt_ids.tolist(), prompts.prompt_lengths.tolist(), strict=True)
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": ids[-length:]} for ids, length in pairs],
-            [self._parameters(seed) for seed in seeds],
-            use_tqdm=False,
-        )
-        self._sleep()
+        try:
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": ids[-length:]} for ids, length in pairs],
+                [self._parameters(seed) for seed in seeds],
+                use_tqdm=False,
+            )
+        finally:
+            self._sleep()
         return [as_sampled(output.outputs[0]) for output in outputs]
 
     def _parameters(self, seed: int) -> Any:
@@ -105,6 +112,12 @@ class VllmEngine:
         by_token = {id(parameter) for module in modules for parameter in module.parameters()}
         for name, parameter in student.named_parameters():
             yield name, parameter.data[: self.vocab] if id(parameter) in by_token else parameter.data
+
+    def _wake(self, what: str) -> None:
+        if self._sleeps:
+            # vLLM's allocator gets nothing of what torch's holds in reserve.
+            get_accelerator().empty_cache()
+            self._llm.wake_up(tags=[what])
 
     def _sleep(self) -> None:
         """Leave the device's memory to training; the weights come anew, so nothing is kept of them."""
@@ -156,6 +169,18 @@ def _unnoticed(device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def _problems_reported() -> Iterator[None]:
+    """What vLLM raises when it does not start, most often for want of memory, as `BadInput`."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        line = said.strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        wrong, mend = f"vLLM does not start: {line}", "lower rollout.vllm_memory, or give builtin"
+        raise BadInput(Problem("rollout.engine", "vllm", wrong, mend)) from error
 
 
 def _leave_ranks_alone(llm: Any) -> None:

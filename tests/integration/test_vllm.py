@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -61,10 +62,12 @@ SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @pytest.fixture(scope="module")
-def topology() -> Iterator[Topology]:
-    os.environ |= SMALL
-    yield start()
-    stop()
+def topology(environment: dict[str, str]) -> Iterator[Topology]:
+    """One rank; `environment` is named so that it is read before."""
+    # Both the ranks and vLLM write into the environment: all of it is put back.
+    with patch.dict(os.environ, SMALL):
+        yield start()
+        stop()
 
 
 Make = Callable[..., ExternalWorker]
@@ -76,18 +79,17 @@ def make(
     topology: Topology,
     tokenizer: PreTrainedTokenizerFast,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Make:
+) -> Iterator[Make]:
     """Workers with any settings over one engine: starting one takes seconds."""
     tied, vocab, device = request.param, len(tokenizer), topology.device
-    if tied and device.type == "cpu":
-        # On processors vLLM packs the head when it starts, and a tied one is not packed anew when weights come.
-        from vllm import _custom_ops
-
-        _custom_ops._supports_onednn = False
     folder = tmp_path_factory.mktemp("vllm")
     student(1, tied).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     widest = RolloutSettings(alpha=0, max_new_tokens=LIMIT, stop=("with a tokenizer",), batch=64)
+    patched = pytest.MonkeyPatch()
+    if tied and device.type == "cpu":
+        # On processors vLLM packs the head when it starts, and a tied one is not packed anew when weights come.
+        patched.setattr("vllm._custom_ops._supports_onednn", False)
     engine = VllmEngine(ModelSettings(path=str(folder)), torch.float32, vocab, widest, [0], LONGEST, device)
 
     def worker(seed: int = 1, **changes: object) -> ExternalWorker:
@@ -98,7 +100,8 @@ def make(
         plain = [Plain(model.to(device), vocab) for model in (student(seed, tied), tiny_llama(PADDED + 4, 1, 9))]
         return ExternalWorker(*plain, settings, ends, 0, topology, mine)
 
-    return worker
+    yield worker
+    patched.undo()
 
 
 def sample(worker: ExternalWorker, rows: int, round_index: int = 0) -> Rollouts:
@@ -208,11 +211,19 @@ def test_responses_end_at_texts_and_ids(make: Make, tokenizer: PreTrainedTokeniz
 
 
 def test_an_engine_that_is_not_the_student_is_refused(make: Make) -> None:
-    worker = make()
-    worker.student.model.model.layers[0].mlp.down_proj.weight.data *= -30
-    worker.engine.push = lambda model: None
+    worker, push = make(), make().engine.push
+    other = student(1, tied=worker.student.model.config.tie_word_embeddings)
+    other.model.layers[0].mlp.down_proj.weight.data *= -30
+    worker.engine.push = lambda model: push(other.to(model.device))
     with pytest.raises(BadInput, match="away from the student's own; give builtin"):
         sample(worker, 8)
+
+
+def test_an_engine_that_does_not_start_says_why_in_one_line(make: Make, topology: Topology, tmp_path: Path) -> None:
+    student(1, tied=False).save_pretrained(tmp_path)
+    given = ModelSettings(path=str(tmp_path)), torch.float32, PADDED, RolloutSettings(alpha=0, max_new_tokens=9)
+    with pytest.raises(BadInput, match=r"vLLM does not start: [^\n]*max_model_len[^\n]*; lower rollout.vllm_memory"):
+        VllmEngine(*given, [0], 400, topology.device)
 
 
 def test_sharded_ranks_train_on_what_vllm_samples(
@@ -223,7 +234,10 @@ def test_sharded_ranks_train_on_what_vllm_samples(
     root: Path,
     tmp_path: Path,
 ) -> None:
-    """Under ZeRO-3 each round is sampled by the student as the step before left it, and repeatable."""
+    """Under ZeRO-3 each round is sampled by the student as the step before left it, and repeatable.
+
+    The teacher may be gathered or read layer by layer.
+    """
     student(1, tied=False).save_pretrained(tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")
     zero3 = json.loads((root / "ds_configs/zero3.json").read_text())
@@ -236,21 +250,25 @@ def test_sharded_ranks_train_on_what_vllm_samples(
         "data": {"train": str(records_dir / "train")},
         "objective": {"name": "minillm"},
         "precision": "fp32",
-        "rollout": {"engine": "vllm", "alpha": 0, "max_new_tokens": 12, "per_round": 8, "inner_epochs": 1},
+        "rollout": {"engine": "vllm", "alpha": 0, "max_new_tokens": 12, "per_round": 8, "inner_epochs": 1, "batch": 3},
         "optim": {"lr": 1e-2, "batch_size": 8, "micro_batch": 4, "steps": 2},
         "parallel": {"deepspeed": str(tmp_path / "zero3.json")},
         "log": {"wandb": "disabled"},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     found = []
-    for name in ("first", "again"):
-        (tmp_path / "jobs.json").write_text(json.dumps([{"out": str(tmp_path / name), "overrides": []}]))
+    for name, overrides in (("first", []), ("again", []), ("by_layer", ["rollout.gather=layer"])):
+        (tmp_path / "jobs.json").write_text(json.dumps([{"out": str(tmp_path / name), "overrides": overrides}]))
         launch("tests/ranks/two_steps.py", str(tmp_path / "run.yaml"), str(tmp_path / "jobs.json"), **SMALL)
         found.append(json.loads((tmp_path / f"{name}.json").read_text()))
-    first, again = found
+    first, again, by_layer = found
     assert first["sampled"] == again["sampled"]
+    assert first["sampled"] == by_layer["sampled"]
     assert len(first["sampled"]) == 8
-    for figures in first["figures"]:
+    for ours, theirs in zip(first["figures"], by_layer["figures"], strict=True):
+        for name in ("reward/mean", "loss/total"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), "however the teacher is gathered"
+    for figures in [*first["figures"], *by_layer["figures"]]:
         assert abs(figures["policy/approx_kl_to_behavior"]) < 1e-4
         assert figures["rollout/teacher_share"] == 0
         assert figures["teacher/forwards_per_token"] == 1
