@@ -25,9 +25,6 @@ from tools.benchmarks.models import open_pair, random_prompts
 from tools.benchmarks.plain import generate, mix_and_score
 from tools.benchmarks.timing import interleaved, ratio, spread
 
-# Fetching layer by layer takes seconds for these few.
-_GATHER_TOKENS = 24
-
 
 class Plain:
     """A whole model as the rollout worker takes it."""
@@ -137,7 +134,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         rates,
     )
     stop()
-    ranks = {} if args.one_process else gather.figures(args.rows, _GATHER_TOKENS, max(args.repeats // 2, 1))
+    ranks = {} if args.one_process else gather.figures(args.rows, args.new_tokens, max(args.repeats // 2, 1))
     pairs = (("mixed", "naive"), ("mixed", "generate"), ("student", "generate"), ("short", "full"))
     return {
         "device": device,
