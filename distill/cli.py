@@ -66,10 +66,10 @@ def _train(args: argparse.Namespace) -> None:
     roll = assemble()
     forget_file()  # all hosts have read it
     config = roll.together(lambda: load(args.config, args.overrides))
-    roll.compare(fingerprint(config))
+    roll.compare(roll.together(lambda: fingerprint(config)))
     roll.in_turn(lambda: _examine(config, int(os.environ["WORLD_SIZE"])))
     roll.in_turn(lambda: fetch_models(config), patience=_DOWNLOAD)
-    roll.compare(use_fetched(config))
+    roll.compare(roll.together(lambda: use_fetched(config)))
     topology = start(config.parallel.student_tp, config.parallel.timeout_minutes)
     from distill.trainer import train
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from distill.checkpoint import CHECKPOINTS, LATEST
 from distill.config import Config, dump
 
 _PACKAGES = (
@@ -34,6 +35,9 @@ def fingerprint(config: Config) -> dict[str, str]:
     code = [*sorted((_ROOT / "distill").rglob("*.py")), _ROOT / "launch/train.sh"]
     facts |= {str(path.relative_to(_ROOT)): _hash([path.read_bytes()]) for path in code if path.is_file()}
     facts["the settings"] = _hash([dump(config).encode()])
+    # A folder that is not shared would let one host go on from a checkpoint and another begin.
+    latest = Path(config.run.folder) / CHECKPOINTS / LATEST
+    facts["the latest checkpoint in run.folder"] = latest.read_text().strip() if latest.is_file() else "none"
     data = config.data
     named = {"data.train": data.train, "data.valid": data.valid, "data.plain_text": data.plain_text}
     named |= {"parallel.deepspeed": config.parallel.deepspeed, "student.path": Path(config.student.path)}

@@ -43,6 +43,17 @@ class RollCall:
     """Whether this rank is the first of its host."""
     stage: int = 0
 
+    def enter(self) -> None:
+        """Be the first of this rank here: the verdicts that an earlier start left in a store are not for this one.
+
+        Raises:
+            BadInput: the store is that of another start.
+        """
+        if self.store.add(f"distill/here/{self.rank}", 1) != 1:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            wrong = "another run listens there, or an earlier start of this one"
+            raise BadInput(Problem("--master_port", where, wrong, "give a free port, or end what listens there"))
+
     def together(self, work: Callable[[], T], patience: timedelta = _GIVE_UP_AFTER) -> T:
         """What `work` gives on this rank, once it has succeeded on all.
 
@@ -148,6 +159,7 @@ def assemble() -> RollCall:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosts = _hosts_by_rank(world)
     present = RollCall(_open_store(rank, hosts[0]), rank, hosts, speaks())
+    present.enter()
     present.together(_nothing)
     return present
 

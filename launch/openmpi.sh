@@ -20,11 +20,12 @@ done
 [[ -x "$root/.venv/bin/python" ]] && PATH="$root/.venv/bin:$PATH"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 forwarded="$(python -m distill.launching.variables)"
-mapfile -t names <<<"$forwarded"
+names=()
+[[ -z "$forwarded" ]] || mapfile -t names <<<"$forwarded"
 # mpirun would hold every rank to one core.
 [[ " ${flags[*]-} " == *" --bind-to "* ]] || flags+=(--bind-to none)
 
-command=(mpirun "${flags[@]}" "${names[@]}" "$(command -v python)" -u "$root/launch/train.sh" "$@")
+command=(mpirun "${flags[@]}" ${names[@]+"${names[@]}"} "$(command -v python)" -u "$root/launch/train.sh" "$@")
 if $dry; then
   printf '%q ' "${command[@]}"
   echo

@@ -10,8 +10,9 @@ from huggingface_hub import snapshot_download
 from distill.config import Config
 from distill.errors import BadInput, Problem
 
-# What transformers opens; the same weights in other formats stay where they are.
+# What transformers opens; the same weights in other formats, in subfolders or in one file more stay where they are.
 _NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
+_TWICE = ["*/*", "consolidated*"]
 
 _folders: dict[str, str] = {}
 
@@ -29,7 +30,7 @@ def fetch_models(config: Config) -> None:
     """
     for field, path in _on_the_hub(config).items():
         try:
-            snapshot_download(path, allow_patterns=_NEEDED)
+            snapshot_download(path, allow_patterns=_NEEDED, ignore_patterns=_TWICE)
         except (OSError, ValueError) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             mend = "see that this host reaches the hub and HF_TOKEN is set for a gated model, or give a folder"
@@ -40,7 +41,7 @@ def use_fetched(config: Config) -> dict[str, str]:
     """From now on open fetched models from this host's folders, without the hub; each one's revision, by setting."""
     revisions = {}
     for field, path in _on_the_hub(config).items():
-        folder = snapshot_download(path, allow_patterns=_NEEDED, local_files_only=True)
+        folder = snapshot_download(path, allow_patterns=_NEEDED, ignore_patterns=_TWICE, local_files_only=True)
         _folders[path], revisions[field] = folder, Path(folder).name
     return revisions
 

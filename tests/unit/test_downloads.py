@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from distill.config import Config, ModelSettings
 from distill.errors import BadInput
@@ -34,7 +35,7 @@ def hub(models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
     calls: list[tuple[str, bool]] = []
     cached = tmp_path / "snapshots" / "abc123"
 
-    def download(repo_id: str, allow_patterns: list[str], local_files_only: bool = False) -> str:
+    def download(repo_id: str, local_files_only: bool = False, **patterns: list[str]) -> str:
         calls.append((repo_id, local_files_only))
         if repo_id != HUB_ID:
             raise OSError(f"404: no {repo_id}\nmore")
@@ -56,6 +57,13 @@ def test_fetched_models_are_opened_from_their_folder(hub: list, config: Config) 
     assert load_config(ModelSettings(path=HUB_ID), "student.path").model_type == "llama"
     assert len(load_tokenizer(HUB_ID, "student.path")) == 600
     assert opened_at("other/model") == "other/model"
+
+
+def test_weights_come_once_and_whole() -> None:
+    sharded = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model"]
+    again = ["pytorch_model.bin", "consolidated.safetensors", "original/model.safetensors", "onnx/config.json"]
+    patterns = {"allow_patterns": downloads._NEEDED, "ignore_patterns": downloads._TWICE}
+    assert list(filter_repo_objects([*sharded, *again], **patterns)) == sharded
 
 
 def test_a_model_that_the_hub_does_not_give_is_named(hub: list, config: Config) -> None:

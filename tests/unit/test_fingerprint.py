@@ -36,6 +36,14 @@ def test_a_changed_setting_shows(config: dict) -> None:
     assert [name for name, value in facts(config).items() if changed[name] != value] == ["the settings"]
 
 
+def test_a_run_folder_that_is_not_shared_shows(config: dict, tmp_path: Path) -> None:
+    before = facts(config)
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/latest").write_text("step-3")
+    changed = {name for name, value in facts(config).items() if before[name] != value}
+    assert changed == {"the latest checkpoint in run.folder"}
+
+
 def test_other_records_show_and_a_hub_id_is_left_out(config: dict, records_dir: Path, tmp_path: Path) -> None:
     copy = tmp_path / "train"
     copy.mkdir()

@@ -1,6 +1,7 @@
 """Commands for other hosts: exact, quoted, and without a secret in them."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -194,6 +195,20 @@ def test_openmpi_sh_prints_names_not_values(root: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_openmpi_sh_needs_no_variable(root: Path) -> None:
+    done = subprocess.run(
+        ["bash", "launch/openmpi.sh", "--dry-run", "--config", "x.yaml"],
+        cwd=root,
+        env={"PATH": f"{Path(sys.executable).parent}:{os.defpath}", "HOME": os.environ.get("HOME", "/")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = shlex.split(done.stdout)
+    assert words[:3] == ["mpirun", "--bind-to", "none"]
+    assert "" not in words
+
+
 def test_no_ssh_sh_prints_its_command(root: Path, tmp_path: Path) -> None:
     hosts = ["--hosts", "a,b", "--slots", "8", "--node-rank", "1", "--master-addr", "a.svc", "--master_port", "7000"]
     printed = dry(root, "no_ssh.sh", *hosts, "--config", NASTY, "a=$(touch x)", cwd=tmp_path)
@@ -222,9 +237,16 @@ def test_no_ssh_sh_says_what_is_wrong(changed: dict, expected: str, root: Path) 
 
 def test_slurm_sbatch_prints_its_command(root: Path, tmp_path: Path) -> None:
     """And what it prints is what every task runs, through to the run's own arguments."""
-    job = {"SLURM_JOB_ID": "12345", "SLURM_SUBMIT_DIR": str(root), "SLURM_GPUS_ON_NODE": "4", "SLURM_NODEID": "1"}
+    job = {
+        "SLURM_CPUS_PER_TASK": "64",
+        "SLURM_JOB_ID": "12345",
+        "SLURM_SUBMIT_DIR": str(root),
+        "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_NODEID": "1",
+    }
     printed = dry(root, "slurm.sbatch", "--config", NASTY, "a=$(touch x)", cwd=tmp_path, **job)
     assert printed[:3] == ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    assert "--cpus-per-task=64" in printed
     task = printed[printed.index("bash") :]
     assert task[-3:] == ["--config", NASTY, "a=$(touch x)"]
     assert task[task.index("--master_port") + 1] == "22345"

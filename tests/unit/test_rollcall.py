@@ -119,6 +119,23 @@ def test_a_host_that_does_not_come_is_named(
     assert "distill: waiting for beta" in capfd.readouterr().err
 
 
+def test_a_start_does_not_heed_the_verdicts_of_another(call: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a second run is given the port of a first: its other hosts reach the first one's store."""
+    monkeypatch.setenv("MASTER_ADDR", "alpha")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+
+    def twice(roll: RollCall) -> list[str]:
+        roll.enter()
+        roll.together(lambda: None)
+        again = RollCall(roll.store, roll.rank, [*HOSTS], roll.speaker)
+        with pytest.raises(BadInput) as refused:
+            again.enter()
+        return lines(refused.value)
+
+    for found in call(twice).values():
+        assert found[0].startswith("--master_port = 'alpha:29500': another run listens there")
+
+
 def test_names_come_from_the_launchers_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Parent:
         def cmdline(self) -> list[str]:
