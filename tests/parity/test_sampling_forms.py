@@ -87,14 +87,15 @@ def test_grouped_attention_equals_a_loop_over_heads(shape: tuple[int, ...]) -> N
         torch.randn(batch, h, n, 8, dtype=torch.float64)
         for h, n in ((heads, new), (key_heads, seen), (key_heads, seen))
     )
-    mask = torch.rand(batch, 1, new, seen) < 0.7
-    mask[..., 0] = True
     module = nn.Module()
     module.num_key_value_groups = heads // key_heads
-    additive = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, torch.finfo(torch.float64).min)
-    got, _ = _grouped(module, query, key, value, additive, scaling=0.3)
-    for head in range(heads):
-        shared = head // (heads // key_heads)
-        scores = query[:, head] @ key[:, shared].transpose(1, 2) * 0.3
-        expected = scores.masked_fill(~mask[:, 0], -torch.inf).softmax(-1) @ value[:, shared]
-        torch.testing.assert_close(got[:, :, head], expected)
+    for _ in range(2):  # the second mask is not taken for the first, which is remembered
+        mask = torch.rand(batch, 1, new, seen) < 0.7
+        mask[..., 0] = True
+        additive = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, torch.finfo(torch.float64).min)
+        got, _ = _grouped(module, query, key, value, additive, scaling=0.3)
+        for head in range(heads):
+            shared = head // (heads // key_heads)
+            scores = query[:, head] @ key[:, shared].transpose(1, 2) * 0.3
+            expected = scores.masked_fill(~mask[:, 0], -torch.inf).softmax(-1) @ value[:, shared]
+            torch.testing.assert_close(got[:, :, head], expected)
