@@ -70,7 +70,7 @@ def _train(args: argparse.Namespace) -> None:
     roll.in_turn(lambda: _examine(config, int(os.environ["WORLD_SIZE"])))
     roll.in_turn(lambda: fetch_models(config), patience=_DOWNLOAD)
     roll.compare(roll.together(lambda: use_fetched(config)))
-    topology = start(config.parallel.student_tp, config.parallel.timeout_minutes)
+    topology = start(config.tensor_parallel, config.parallel.timeout_minutes)
     from distill.trainer import train
 
     train(config, topology)

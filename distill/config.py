@@ -104,7 +104,9 @@ class ParallelSettings(Settings):
         Path("ds_configs/zero3.json"), description="DeepSpeed JSON; its `auto` values are filled here."
     )
     student_tp: int = Field(1, gt=0, description="Tensor-parallel degree of the student.")
-    teacher_tp: int = Field(1, gt=0, description="Tensor-parallel degree of the teacher; equal to the student's.")
+    teacher_tp: int = Field(
+        1, gt=0, description="Tensor-parallel degree of the teacher: the student's, or any beside a student of 1."
+    )
     timeout_minutes: float = Field(
         120, gt=0, description="Longest wait of a rank for the others before the run ends: one of them is gone."
     )
@@ -154,6 +156,11 @@ class Config(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
+
+    @property
+    def tensor_parallel(self) -> int:
+        """Ranks among which a model is split: the teacher's degree, or the student's where there is no teacher."""
+        return self.parallel.teacher_tp if self.objective.needs_teacher else self.parallel.student_tp
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

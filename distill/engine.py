@@ -13,6 +13,8 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.module_inject.layers import ColumnParallel
+from deepspeed.utils import groups
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,9 +23,10 @@ from transformers.integrations import HfDeepSpeedConfig
 from distill.config import ModelSettings, OptimSettings
 from distill.data.batches import TokenBatch
 from distill.errors import BadInput, Problem
-from distill.models.heads import Finish, check_head, hidden_states, project
+from distill.models.heads import Finish, check_head, hidden_states, project, project_own, vocab_shard
 from distill.models.loading import load_model
-from distill.objectives.chunked import Evaluate, SumOverTokens, sum_over_hidden, sum_over_logits
+from distill.models.vocab_shard import gather_along
+from distill.objectives.chunked import Evaluate, SumOverTokens, sum_over_hidden
 from distill.objectives.terms import LossTerms
 from distill.optim import parameter_groups, schedule
 from distill.topology import Topology
@@ -107,6 +110,7 @@ class Engine:
         vocab: int,
         tp_size: int = 1,
         optim: OptimSettings | None = None,
+        head_rows: int | None = None,
     ):
         self.topology, self.vocab = topology, vocab
         ds_config = fill_auto(deepspeed_json, dtype, optim)
@@ -117,13 +121,13 @@ class Engine:
                 {k: v for k, v in zero.items() if k != "offload_optimizer"} if zero.get("stage") == 3 else {"stage": 0}
             )
         ds_config["zero_optimization"] = zero
-        model = _load(settings, dtype, ds_config)
+        model = _load(settings, dtype, ds_config, head_rows)
         if tp_size > 1:
-            # The losses here read whole logits; a vocabulary-parallel head would return this rank's part only.
-            ds_config["tensor_parallel"] = {"autotp_size": tp_size, "vocab_parallel_lm_head": False}
+            ds_config["tensor_parallel"] = {"autotp_size": tp_size, "vocab_parallel_lm_head": True}
         self._ds = _freeze(model, ds_config) if optim is None else self._train(model, ds_config, optim)
         self._at_states: AtStates = lambda states: states
         self._has_trained = False
+        self.shard = vocab_shard(self.module, vocab)
         check_head(self.module, settings.path, vocab, topology.device, self.head_gathered())
         self._stop_before_logits()
 
@@ -194,17 +198,17 @@ class Engine:
         Both stay calls of DeepSpeed's hooked modules: that is how ZeRO-3 fetches the head once, in the forward, and how
         the head's gradient finds its way to the shards, tied or not.
         """
-        model, vocab = self.module, self.vocab
+        model, vocab, shard = self.module, self.vocab, self.shard
         head, finish = model.get_output_embeddings(), Finish.of(model)
 
         def forward(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
             return self._at_states(hidden_states(model, input_ids, attention_mask, position_ids))
 
         def through_head(hidden: Tensor, evaluate: Evaluate) -> Tensor:
-            if type(head) is torch.nn.Linear:
-                return sum_over_hidden(hidden, head.weight, head.bias, vocab, finish, evaluate)
-            # Sharded by tensor parallelism: its own forward brings the parts together.
-            return sum_over_logits(finish.logits(type(head).forward(head, hidden)[..., :vocab]), evaluate)
+            # Each rank's part of the vocabulary has its own part of the states' gradient.
+            hidden = hidden if shard.group is None else ColumnParallel.apply(shard.group, hidden)
+            local = min(vocab - shard.start, len(head.weight))
+            return sum_over_hidden(hidden, head.weight, head.bias, local, finish, evaluate, shard)
 
         model.forward, head.forward = forward, through_head
 
@@ -254,8 +258,31 @@ class Engine:
 
     @torch.no_grad()
     def head_logits(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n vocab"]:
-        """Logits of final hidden states, within `head_gathered`. Never part of a gradient."""
+        """Logits of final hidden states, within `head_gathered`. Never part of a gradient. Tensor-parallel ranks bring
+        the same states."""
         return project(self.module, hidden, self.vocab)
+
+    @torch.no_grad()
+    def own_logits(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n local"]:
+        """Those of them that are of `shard`, without communication."""
+        return project_own(self.module, hidden, self.vocab)
+
+    @contextmanager
+    def head_whole(self) -> Iterator[Callable[[Float[Tensor, "n hidden"]], Float[Tensor, "n vocab"]]]:
+        """Logits of states that are this rank's alone: the tensor-parallel parts of the head put together too.
+
+        Collective; one all-gather of the head over the replica.
+        """
+        with self.head_gathered(), torch.no_grad():
+            head: Any = self.module.get_output_embeddings()
+            if self.shard.group is None:
+                yield self.own_logits
+                return
+            widths, group = head._partition_sizes, self.shard.group
+            weight = gather_along(head.weight, widths, group, 0)[: self.vocab]
+            bias = None if head.bias is None else gather_along(head.bias, widths, group, 0)[: self.vocab]
+        finish = Finish.of(self.module)
+        yield lambda hidden: finish.logits(torch.nn.functional.linear(hidden, weight, bias))
 
     def accumulate(self, total: Float[Tensor, ""], count: Float[Tensor, ""]) -> None:
         """Backward of total/count: a sum over this micro-batch, the token count of the whole optimizer step."""
@@ -293,18 +320,23 @@ class Engine:
         return self.module.state_dict() if self.topology.is_writer else None
 
 
-def _load(settings: ModelSettings, dtype: torch.dtype, ds_config: dict[str, Any]) -> PreTrainedModel:
-    if ds_config["zero_optimization"].get("stage") != 3:
-        return load_model(settings, dtype)
+def _load(
+    settings: ModelSettings, dtype: torch.dtype, ds_config: dict[str, Any], head_rows: int | None
+) -> PreTrainedModel:
     # While this object lives, from_pretrained shards every weight over the ranks as it is read.
-    keep_alive = HfDeepSpeedConfig(ds_config)
+    sharding = HfDeepSpeedConfig(ds_config) if ds_config["zero_optimization"].get("stage") == 3 else None
     model = load_model(settings, dtype)
-    del keep_alive
+    if head_rows is not None and head_rows != model.config.get_text_config().vocab_size:
+        model.resize_token_embeddings(head_rows, mean_resizing=False)
+    del sharding
     return model
 
 
 def _freeze(model: PreTrainedModel, ds_config: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
+    # Tensor parallelism is a global of the process: left on, it would be the student's too, where that is whole.
+    ours = groups.mpu
     engine, *_ = deepspeed.initialize(model=model.requires_grad_(False), config=ds_config)
+    groups.mpu = ours
     engine.eval()
     return engine
 

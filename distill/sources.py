@@ -85,7 +85,11 @@ class MixedSource(Source):
 
 
 class Sampler:
-    """Samples the responses to a shuffled stream of prompts, and sees to it that the teacher has read them."""
+    """Samples the responses to a shuffled stream of prompts, and sees to it that the teacher has read them.
+
+    Ranks among which the teacher is sharded decode together: where the student is not, each of them the rows of all,
+    of which it keeps its own.
+    """
 
     def __init__(
         self,
@@ -100,20 +104,25 @@ class Sampler:
         self.samples_per_prompt = config.rollout.samples_per_prompt
         self.stream = ShuffledStream(len(records), config.run.seed)
 
-    def prompts(self, round_index: int, count: int) -> list[int]:
-        """The record of each of this rank's rows of round `round_index`, which has `count` rows over all ranks.
+    def prompts(self, round_index: int, count: int, dp_rank: int) -> list[int]:
+        """The record of each row of replica `dp_rank` in round `round_index`, which has `count` rows over all ranks.
 
         Rows of one prompt are neighbours, so that they fall into one mini-batch.
         """
-        rows = range(round_index * count + self.topology.dp_rank, (round_index + 1) * count, self.topology.dp_size)
+        rows = range(round_index * count + dp_rank, (round_index + 1) * count, self.topology.dp_size)
         return [self.stream.at(row // self.samples_per_prompt) for row in rows]
 
     def sample(self, round_index: int, count: int) -> Rollouts:
         """Their rollouts. Collective."""
-        topology, indices = self.topology, self.prompts(round_index, count)
-        row_ids = torch.arange(topology.dp_rank, count, topology.dp_size)
+        topology, cohort = self.topology, self.teacher.cohort
+        indices = [index for dp_rank in cohort for index in self.prompts(round_index, count, dp_rank)]
+        row_ids = torch.cat([torch.arange(dp_rank, count, topology.dp_size) for dp_rank in cohort])
         with progress(len(indices), f"rollouts of round {round_index + 1}", topology.is_writer) as bar:
             rollouts = self.worker.collect(self.records.batch(indices), row_ids, round_index, bar.update)
+        if len(cohort) > 1:
+            share, place = count // topology.dp_size, cohort.index(topology.dp_rank)
+            # Copied: the others' hidden states are let go.
+            rollouts = self.worker.place(rollouts.rows(slice(place * share, (place + 1) * share)).clone())
         if rollouts.teacher_hidden is None:
             rollouts = self.read(rollouts)
         self.teacher.note_sampled(rollouts)
@@ -189,8 +198,9 @@ class PairedSource(Source):
 
     def _read(self, round_index: int) -> TokenBatch:
         """The round's recorded responses with the teacher's states: it reads them once, like the rollouts."""
-        indices = self.sampler.prompts(round_index, self.config.rollout.per_round)
-        return self.sampler.read(self.sampler.records.batch(indices).to(self.sampler.topology.device))
+        topology = self.sampler.topology
+        indices = self.sampler.prompts(round_index, self.config.rollout.per_round, topology.dp_rank)
+        return self.sampler.read(self.sampler.records.batch(indices).to(topology.device))
 
     def in_use(self) -> Rollouts | None:
         """Of the round in progress."""

@@ -5,7 +5,7 @@ Ranks are `arange(world).view(dp, tp)`, as DeepSpeed lays them out: neighbours s
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -45,6 +45,16 @@ class Topology:
         return self.rank // self.tp_size
 
     @property
+    def rank_in_replica(self) -> int:
+        """This rank's number among those of its replica."""
+        return self.rank % self.tp_size
+
+    @property
+    def each_alone(self) -> "Topology":
+        """The same ranks, each a replica of its own: of a student that is whole beside a teacher that is sharded."""
+        return replace(self, tp_size=1, dp_group=dist.group.WORLD, tp_group=None)
+
+    @property
     def is_writer(self) -> bool:
         """Whether this rank writes files and prints."""
         return self.rank == 0
@@ -72,6 +82,13 @@ class Topology:
     def barrier(self) -> None:
         """Wait for all ranks."""
         dist.barrier()
+
+    def gather_in_replica(self, value: T) -> list[T]:
+        """The picklable values of this replica's ranks, in rank order, on each of them."""
+        values = [value] * self.tp_size
+        if self.tp_size > 1:
+            dist.all_gather_object(values, value, group=self.tp_group)
+        return values
 
     def gather_objects(self, value: T) -> list[T]:
         """Every rank's picklable value, in rank order, on every rank."""

@@ -54,7 +54,12 @@ class Run:
     """Everything a run holds between steps."""
 
     def __init__(self, config: Config, topology: Topology):
-        self.config, self.topology, self.watch = config, topology, Stopwatch()
+        """`topology` has `config.tensor_parallel` ranks a replica: the teacher's grid, `grid`. `topology` as kept is
+        the student's."""
+        self.config, self.watch, self.grid = config, Stopwatch(), topology
+        # Every rank has the whole of a small student, of a teacher a part.
+        apart = config.parallel.student_tp < topology.tp_size
+        self.topology = topology = topology.each_alone if apart else topology
         self.folder = config.run.folder
         if topology.is_writer:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,8 +93,10 @@ class Run:
         self.teacher: Teacher | None = None
         if given is not None:
             translate, theirs = self._translator(given) if apart else (None, vocab)
-            engine = Engine(given, deepspeed_json, dtype, topology, theirs, tp.teacher_tp)
-            self.teacher = Teacher(engine, topology, translate)
+            # Both models' logits of an id must lie on one rank; their heads may be padded differently.
+            rows = model_configs[0].get_text_config().vocab_size if tp.student_tp > 1 else None
+            engine = Engine(given, deepspeed_json, dtype, self.grid, theirs, tp.teacher_tp, head_rows=rows)
+            self.teacher = Teacher(engine, topology, self.grid, translate)
 
     def _translator(self, teacher: ModelSettings) -> tuple[Translator, int]:
         """From the student's tokens to those of a teacher with another tokenizer, and how many it has."""
@@ -104,7 +111,7 @@ class Run:
         alike = self.teacher.engine if self.teacher and not config.objective.own_tokenizer else None
         self.validation: Validation | None = None
         if config.data.valid:
-            self.validation = Validation(config, self.student, alike, self.tokenizer, self.ends, topology)
+            self.validation = Validation(config, self.student, alike, self.tokenizer, self.ends, self.grid)
         records = InstructionRecords(config.data.train, "data.train")
         self.source: Source = RecordedSource(records, config, topology)
         if config.objective.samples:
@@ -117,7 +124,7 @@ class Run:
             self.plain_text = RecordedSource(texts, config, topology)
 
     def _worker(self, teacher: Engine | None) -> RolloutWorker:
-        config, settings, topology = self.config, self.config.rollout, self.topology
+        config, settings, topology = self.config, self.config.rollout, self.grid
         given = (self.student, teacher, settings, self.ends, config.run.seed, topology)
         if settings.engine == "builtin":
             return RolloutWorker(*given)

@@ -42,8 +42,8 @@ def check_sampling_engine(config: Config, report: Report) -> None:
         "give rollout.gather=auto, or rollout.engine=builtin",
     )
     needs(
-        config.parallel.student_tp == 1,
-        f"it takes whole weights, parallel.student_tp = {config.parallel.student_tp} splits them",
+        config.tensor_parallel == 1,
+        f"each rank samples with a whole student, of rows of its own; TP {config.tensor_parallel} shares them",
         "give parallel.student_tp=1 and parallel.teacher_tp=1, or rollout.engine=builtin",
     )
     experts = _experts(config.student)

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from distill.errors import BadInput, Problem
+from distill.models.vocab_shard import WHOLE, VocabShard
 
 _PROBE_TOKENS = 8
 # The largest component of the amplified hidden states: logits far beyond any soft cap, within fp16.
@@ -67,30 +69,53 @@ class Finish:
         return gradient * self.scale if self.scale != 1 else gradient
 
 
-def project(model: PreTrainedModel, hidden: Float[Tensor, "... hidden"], vocab: int) -> Float[Tensor, "... vocab"]:
-    """Logits over the first `vocab` ids.
+def vocab_shard(model: PreTrainedModel, vocab: int) -> VocabShard:
+    """Which of the first `vocab` ids this rank's head makes logits of: all, unless tensor parallelism deals them out.
 
-    The head's weight must be whole. Its class's `forward` is called directly: ZeRO-3's hooks, which would fetch and
+    Raises:
+        BadInput: some rank would have none.
+    """
+    head: Any = model.get_output_embeddings()
+    if not getattr(head, "is_vocab_parallel_lm_head", False):
+        return WHOLE
+    # DeepSpeed deals out the head's rows, padding included. Private there, and nowhere else to be had.
+    starts = list(accumulate(head._partition_sizes, initial=0))
+    widths = tuple(min(stop, vocab) - start for start, stop in pairwise(starts))
+    if min(widths) < 1:
+        wrong = f"of {head.vocab_size} rows only {vocab} are tokens, the last of {len(widths)} ranks would have none"
+        raise BadInput(Problem("parallel.teacher_tp", len(widths), wrong, "lower it"))
+    return VocabShard(head.vocab_start_index, head.mp_group, widths)
+
+
+def project(model: PreTrainedModel, hidden: Float[Tensor, "... hidden"], vocab: int) -> Float[Tensor, "... vocab"]:
+    """Logits over the first `vocab` ids; where they are dealt out, every rank of the group brings the same tokens."""
+    return vocab_shard(model, vocab).gather(project_own(model, hidden, vocab))
+
+
+def project_own(model: PreTrainedModel, hidden: Float[Tensor, "... hidden"], vocab: int) -> Float[Tensor, "... local"]:
+    """Logits over those of the first `vocab` ids that are this rank's.
+
+    The head's weight must be gathered. Its class's `forward` is called directly: ZeRO-3's hooks, which would fetch and
     release the weight, belong to the module's `__call__`.
     """
-    head = model.get_output_embeddings()
-    return Finish.of(model).logits(type(head).forward(head, hidden)[..., :vocab])
+    head, start = model.get_output_embeddings(), vocab_shard(model, vocab).start
+    return Finish.of(model).logits(type(head).forward(head, hidden)[..., : vocab - start])
 
 
 @torch.no_grad()
 def check_head(
     model: PreTrainedModel, path: str, vocab: int, device: torch.device, head_gathered: AbstractContextManager[None]
 ) -> None:
-    """Compare `project` with the model's own forward of a few tokens. Collective where the weights are sharded.
+    """Compare `project_own` with the model's own forward of a few tokens. Collective where the weights are sharded.
 
     Raises:
         BadInput: the logits differ; `path` is the model's.
     """
     ids = torch.arange(_PROBE_TOKENS, device=device).remainder(vocab)
     states, own = _quiet_and_loud(model, ids)
-    own = own[..., :vocab].float()
     with head_gathered:
-        ours = project(model, states, vocab).float()
+        ours = project_own(model, states, vocab).float()
+    own = own[..., : ours.shape[-1]].float()
     errors = [float((z - u).norm() / z.norm()) for z, u in zip(own, ours, strict=True)]
     if not all(error < _TOLERANCE for error in errors):
         wrong = f"{type(model).__name__} makes other logits than its head and config say, off by {max(errors):.0%}"

@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.models.heads import Finish
+from distill.models.vocab_shard import WHOLE, VocabShard
 
-Evaluate = Callable[[Float[Tensor, "c vocab"], slice], tuple[Float[Tensor, ""], Float[Tensor, "c vocab"]]]
-"""From one chunk of logits and its place among the tokens: the sum of its losses, and their gradient.
+Evaluate = Callable[[Float[Tensor, "c vocab"], slice, VocabShard], tuple[Float[Tensor, ""], Float[Tensor, "c vocab"]]]
+"""From one chunk of logits, its place among the tokens and in the vocabulary: its losses' sum, and their gradient.
 
 It must not keep the logits: the gradient takes their place in memory.
 """
@@ -35,6 +36,10 @@ _HEAD_ROWS = {"cpu": 128}
 _CPU_BLOCK, _ACCELERATOR_BLOCK = 4096, 16384
 # Numbers of a slope that are scaled together: in the cache of a processor, in few launches on an accelerator.
 _CPU_SCALED, _ACCELERATOR_SCALED = 2**18, 2**24
+
+
+# `Evaluate` of a known part of the vocabulary.
+_OfChunk = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 
 
 def _rows(device: torch.device) -> int:
@@ -74,9 +79,11 @@ class HiddenLogits:
         return self._block[tokens.start - first : tokens.stop - first]
 
 
-def sum_over_logits(logits: Float[Tensor, "n vocab"], evaluate: Evaluate) -> Float[Tensor, ""]:
-    """The sum from whole logits."""
-    total: Tensor = _OverLogits.apply(logits, evaluate)
+def sum_over_logits(
+    logits: Float[Tensor, "n vocab"], evaluate: Evaluate, shard: VocabShard = WHOLE
+) -> Float[Tensor, ""]:
+    """The sum from logits that are there already; vocabulary-parallel, of this rank's `shard`."""
+    total: Tensor = _OverLogits.apply(logits, lambda z, tokens: evaluate(z, tokens, shard))
     return total
 
 
@@ -87,14 +94,19 @@ def sum_over_hidden(
     vocab: int,
     finish: Finish,
     evaluate: Evaluate,
+    shard: VocabShard = WHOLE,
 ) -> Float[Tensor, ""]:
     """The sum from final hidden states through an lm_head, whose first `vocab` rows are real tokens.
+
+    Vocabulary-parallel, the weight is this rank's `shard`: the sum is the whole one, and the gradient of the states
+    only what this rank's ids add to it.
 
     Rows beyond them (a padded vocabulary) take no part: no probability, no gradient. The blocks' products that make up
     the weight's gradient are added up in fp32.
     """
     # Within a Function's forward the gradient is always off; whether one is wanted must be asked here.
-    total: Tensor = _OverHidden.apply(hidden, weight, bias, vocab, finish, evaluate, torch.is_grad_enabled())
+    of_chunk: _OfChunk = lambda z, tokens: evaluate(z, tokens, shard)  # noqa: E731
+    total: Tensor = _OverHidden.apply(hidden, weight, bias, vocab, finish, of_chunk, torch.is_grad_enabled())
     return total
 
 
@@ -102,7 +114,7 @@ def _accumulator(like: Tensor) -> torch.dtype:
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def _evaluate_in_rows(products: Tensor, first: int, evaluate: Evaluate, gradient: Tensor, finish: Finish) -> Tensor:
+def _evaluate_in_rows(products: Tensor, first: int, evaluate: _OfChunk, gradient: Tensor, finish: Finish) -> Tensor:
     """Σ over the head's products, whose first token has place `first`; fills their `gradient`, which may be they."""
     total = products.new_zeros((), dtype=_accumulator(products))
     for part in chunks(len(products), products.device):
@@ -115,7 +127,7 @@ def _evaluate_in_rows(products: Tensor, first: int, evaluate: Evaluate, gradient
 
 class _OverLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, evaluate: Evaluate) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, evaluate: _OfChunk) -> Tensor:
         gradient = torch.empty_like(logits)
         total = _evaluate_in_rows(logits, 0, evaluate, gradient, Finish())
         ctx.save_for_backward(gradient)
@@ -136,7 +148,7 @@ class _OverHidden(torch.autograd.Function):
         bias: Tensor | None,
         vocab: int,
         finish: Finish,
-        evaluate: Evaluate,
+        evaluate: _OfChunk,
         with_gradient: bool,
     ) -> Tensor:
         dtype = _accumulator(hidden)

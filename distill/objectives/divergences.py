@@ -13,9 +13,14 @@ from torch import Tensor
 LogProbs = Float[Tensor, "n vocab"]
 
 
+def exact(logits: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
+    """In fp32, whatever their dtype; fp64 stays fp64, for proofs by finite differences."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def log_probabilities(logits: Float[Tensor, "n vocab"]) -> LogProbs:
-    """log softmax in fp32, whatever the logits' dtype; fp64 stays fp64, for proofs by finite differences."""
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+    """log softmax in fp32 or fp64."""
+    return exact(logits).log_softmax(-1)
 
 
 def kl(first: LogProbs, second: LogProbs) -> Float[Tensor, " n"]:

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.data.batches import Rollouts, TokenBatch
+from distill.models.vocab_shard import VocabShard
 from distill.objective_settings import MiniLLMSettings
 from distill.objectives.chunked import ChunkLogits, SumOverTokens
 from distill.objectives.closed_forms import reverse_kl_parts
-from distill.objectives.divergences import entropy, log_probabilities
+from distill.objectives.divergences import entropy, exact
 from distill.objectives.returns import reward_to_go, token_rewards, whiten
-from distill.objectives.supervised import add_at, cross_entropy
 from distill.objectives.terms import LossTerms, Objective, Reduce
 
 
@@ -65,6 +65,7 @@ class MiniLLM(Objective):
         """Σ_t of the clipped policy gradient (Eq. 3, Long) and of the exact KL(q_t‖p_t) (Eq. 3, Single).
 
         ∂Single/∂logit_v = q_v (d_v − KL) with d = log q − log p, and ∂Long/∂logit_v = slope · (1[v = y] − q_v).
+        Vocabulary-parallel, three all-reduces a chunk of tokens: maxima, sums of exponentials, and all other sums.
         """
         assert isinstance(batch, Rollouts)
         assert batch.advantages is not None
@@ -75,11 +76,12 @@ class MiniLLM(Objective):
         single_weights = weights if s.weighted_single_step else torch.ones_like(weights)
         metrics: dict[str, Tensor] = {"reward/mean": self._rewards(batch)[mask].sum()}
 
-        def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-            log_q, log_p = log_probabilities(logits), log_probabilities(teacher(tokens))
+        def evaluate(logits: Tensor, tokens: slice, shard: VocabShard) -> tuple[Tensor, Tensor]:
+            log_q, log_p = shard.log_softmax(exact(logits), exact(teacher(tokens)))
             y = targets[tokens]
-            q, difference, divergence = reverse_kl_parts(log_q, log_p)
-            logprobs = -cross_entropy(log_q, y)
+            q, difference, part = reverse_kl_parts(log_q, log_p)
+            parts = part, shard.at(log_q, y), entropy(log_q, q), entropy(log_p)
+            divergence, logprobs, student_entropy, teacher_entropy = shard.sum(*parts)
             long, slope = clipped_policy_gradient(
                 logprobs, behavior[tokens], weights[tokens], advantages[tokens], s.ratio_clip
             )
@@ -92,13 +94,13 @@ class MiniLLM(Objective):
                 gradient.sub_(slope[:, None]).mul_(q)
             else:
                 gradient = -slope[:, None] * q
-            add_at(gradient, y, slope)
+            shard.add_at(gradient, y, slope)
             sums = {
                 "loss/long": long,
                 "loss/single": single,
                 "student/reverse_kl": divergence,
-                "student/entropy": entropy(log_q, q),
-                "teacher/entropy": entropy(log_p),
+                "student/entropy": student_entropy,
+                "teacher/entropy": teacher_entropy,
                 "policy/clip_fraction": ((slope == 0) & (long != 0)).float(),
                 "policy/approx_kl_to_behavior": behavior[tokens] - logprobs,
             }

@@ -5,22 +5,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.data.batches import TokenBatch
+from distill.models.vocab_shard import VocabShard
 from distill.objectives.chunked import ChunkLogits, SumOverTokens
-from distill.objectives.divergences import entropy, log_probabilities
+from distill.objectives.divergences import entropy, exact
 from distill.objectives.terms import LossTerms, Objective
-
-
-def cross_entropy(logprobs: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """−log q(target) at each position."""
-    return -logprobs.gather(-1, targets[:, None]).squeeze(-1)
-
-
-def add_at(
-    gradient: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"], amount: float | Float[Tensor, " n"]
-) -> Float[Tensor, "n vocab"]:
-    """Add, in place, to each row's target."""
-    gradient[torch.arange(len(targets), device=targets.device), targets] += amount
-    return gradient
 
 
 def soft_and_hard_cross_entropy(
@@ -31,21 +19,22 @@ def soft_and_hard_cross_entropy(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Σ of (1 − s)·CE + s·soft-CE, −Σ_v p_v log q_v, and Σ of the student's entropy.
 
-    ∂/∂logits = q − ((1 − s)·onehot + s·p).
+    ∂/∂logits = q − ((1 − s)·onehot + s·p). Vocabulary-parallel, three all-reduces a chunk of tokens.
     """
     soft = soft_weight if teacher is not None else 0.0
     entropies: list[Tensor] = []
 
-    def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        log_q = log_probabilities(logits)
-        gradient = add_at(log_q.exp(), targets[tokens], soft - 1)
-        loss = (1 - soft) * cross_entropy(log_q, targets[tokens]).sum()
-        if soft and teacher is not None:
-            p = log_probabilities(teacher(tokens)).exp()
-            loss = loss - soft * (p * log_q).sum()
+    def evaluate(logits: Tensor, tokens: slice, shard: VocabShard) -> tuple[Tensor, Tensor]:
+        of_teacher = [exact(teacher(tokens))] if soft and teacher is not None else []
+        log_q, *log_p = shard.log_softmax(exact(logits), *of_teacher)
+        gradient = shard.add_at(log_q.exp(), targets[tokens], soft - 1)
+        parts = [shard.at(log_q, targets[tokens]), entropy(log_q)]
+        for p in (logprobs.exp() for logprobs in log_p):
+            parts.append((p * log_q).sum(-1))
             gradient -= soft * p
-        entropies.append(entropy(log_q).sum())
-        return loss, gradient
+        hard, spread, *expected = (values.sum() for values in shard.sum(*parts))
+        entropies.append(spread)
+        return (soft - 1) * hard - soft * sum(expected), gradient
 
     total = student(evaluate)
     return total, torch.stack(entropies).sum()

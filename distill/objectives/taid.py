@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from distill.data.batches import TokenBatch
+from distill.models.vocab_shard import VocabShard
 from distill.objective_settings import TaidSettings
 from distill.objectives.chunked import ChunkLogits, SumOverTokens
 from distill.objectives.closed_forms import LOWEST, ValueAndGradient, forward_kl
@@ -25,10 +26,11 @@ class Taid(Objective):
         """The sum over one micro-batch. The target is a constant, so the gradient is q − p_t."""
         return sum_of_pair(self._divergence, "taid", student, teacher, batch)
 
-    def _divergence(self, z_q: Tensor, z_p: Tensor, tokens: slice) -> ValueAndGradient:
+    def _divergence(self, z_q: Tensor, z_p: Tensor, tokens: slice, shard: VocabShard) -> ValueAndGradient:
         # A share 0 of a token that is ruled out must be 0, not 0 · inf.
         target = z_q.clamp_min(LOWEST).lerp(z_p.clamp_min(LOWEST), self.memory["t"])
-        return forward_kl(z_q.log_softmax(-1), target.log_softmax(-1))
+        log_q, log_target = shard.log_softmax(z_q, target)
+        return forward_kl(log_q, log_target, shard)
 
     def advance(self, figures: Mapping[str, float], progress: float) -> dict[str, float]:
         """t moves on: along its straight line, or beyond it by α·sigmoid(m)·(1 − t), m the momentum of the loss's

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from distill.data.batches import Rollouts, TokenBatch
+from distill.models.vocab_shard import VocabShard
 from distill.objective_settings import UldSettings
 from distill.objectives.chunked import ChunkLogits, SumOverTokens
 from distill.objectives.closed_forms import ValueAndGradient, sorted_distance
@@ -28,8 +29,8 @@ class Uld(Objective):
         columns = torch.arange(batch.response_ids.shape[1], device=batch.response_ids.device)
         reached = (columns < batch.teacher_lengths[:, None])[batch.response_mask]
 
-        def distance(z_q: Tensor, z_p: Tensor, tokens: slice) -> ValueAndGradient:
-            value, gradient = sorted_distance(z_q.log_softmax(-1), z_p.log_softmax(-1))
+        def distance(z_q: Tensor, z_p: Tensor, tokens: slice, shard: VocabShard) -> ValueAndGradient:
+            value, gradient = sorted_distance(z_q.log_softmax(-1), z_p.log_softmax(-1), shard)
             both = reached[tokens]
             return value * both, gradient.mul_(both[:, None])
 

@@ -4,22 +4,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from distill.data.batches import Rollouts, TokenBatch
+from distill.models.vocab_shard import VocabShard
 from distill.objective_settings import Distillm2Settings, Divergence, KdSettings
 from distill.objectives import closed_forms
 from distill.objectives.chunked import ChunkLogits, SumOverTokens
 from distill.objectives.closed_forms import ClosedForm, ValueAndGradient, tempered
-from distill.objectives.divergences import log_probabilities
-from distill.objectives.supervised import add_at, cross_entropy
+from distill.objectives.divergences import exact
 from distill.objectives.terms import LossTerms, Objective
 
-Pair = Callable[[Float[Tensor, "c vocab"], Float[Tensor, "c teacher_vocab"], slice], ValueAndGradient]
-"""From both models' logits, at least fp32, and their place among the tokens: values, and the gradient at the
-student's logits, which may be overwritten."""
+Pair = Callable[[Float[Tensor, "c vocab"], Float[Tensor, "c teacher_vocab"], slice, VocabShard], ValueAndGradient]
+"""From both models' logits, at least fp32, their place among the tokens and in the vocabulary: values, and the gradient
+at the student's logits, which may be overwritten."""
 
 
 def sum_of_pair(
@@ -31,22 +30,25 @@ def sum_of_pair(
     weight: float = 1.0,
     ce_weight: float = 0.0,
 ) -> LossTerms:
-    """Σ_t weight·D_t + ce_weight·CE_t over a micro-batch; the metric `loss/<name>` is Σ_t D_t."""
+    """Σ_t weight·D_t + ce_weight·CE_t over a micro-batch; the metric `loss/<name>` is Σ_t D_t.
+
+    Vocabulary-parallel, three all-reduces a chunk of tokens, and three more where cross-entropy takes part.
+    """
     assert teacher is not None
     targets = batch.response_ids[batch.response_mask]
     metrics: dict[str, Tensor] = {}
 
-    def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        values, gradient = pair(logits.to(exact), teacher(tokens).to(exact), tokens)
+    def evaluate(logits: Tensor, tokens: slice, shard: VocabShard) -> tuple[Tensor, Tensor]:
+        values, gradient = pair(exact(logits), exact(teacher(tokens)), tokens, shard)
         divergence = values.sum()
         sums, total, gradient = {f"loss/{name}": divergence}, weight * divergence, gradient.mul_(weight)
         if ce_weight:
-            log_q, y = log_probabilities(logits), targets[tokens]
-            ce = cross_entropy(log_q, y).sum()
+            (log_q,), y = shard.log_softmax(exact(logits)), targets[tokens]
+            (logprobs,) = shard.sum(shard.at(log_q, y))
+            ce = -logprobs.sum()
             sums["loss/ce"] = ce
             total = total + ce_weight * ce
-            gradient = add_at(gradient.add_(log_q.exp(), alpha=ce_weight), y, -ce_weight)
+            gradient = shard.add_at(gradient.add_(log_q.exp(), alpha=ce_weight), y, -ce_weight)
         for key, value in sums.items():
             metrics[key] = metrics.get(key, 0.0) + value
         return total, gradient
@@ -57,7 +59,7 @@ def sum_of_pair(
 
 def as_pair(form: ClosedForm, temperature: float = 1.0) -> Pair:
     """A divergence of logits, τ² D(softmax(z_q/τ), softmax(z_p/τ))."""
-    return lambda z_q, z_p, _: tempered(form, z_q, z_p, temperature)
+    return lambda z_q, z_p, _, shard: tempered(form, z_q, z_p, temperature, shard)
 
 
 class Kd(Objective):

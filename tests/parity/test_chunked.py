@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill.models.heads import Finish, project
+from distill.models.vocab_shard import VocabShard
 from distill.objectives import chunked
 from distill.objectives.chunked import Evaluate, sum_over_hidden, sum_over_logits
 from distill.objectives.closed_forms import reverse_kl
@@ -27,9 +28,9 @@ HEADS = {
 def reverse_kl_to(teacher: Tensor) -> Evaluate:
     """Σ KL(q‖p) with its gradient in closed form, as the objectives write it."""
 
-    def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+    def evaluate(logits: Tensor, tokens: slice, shard: VocabShard) -> tuple[Tensor, Tensor]:
         log_q, log_p = log_probabilities(logits), log_probabilities(teacher[tokens])
-        value, gradient = reverse_kl(log_q, log_p)
+        value, gradient = reverse_kl(log_q, log_p, shard)
         return value.sum(), gradient
 
     return evaluate
@@ -203,7 +204,7 @@ def test_project_and_the_sum_see_the_same_logits(changes: dict[str, float]) -> N
     hidden = torch.randn(4, 32)
     seen: list[Tensor] = []
 
-    def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
+    def evaluate(logits: Tensor, tokens: slice, shard: VocabShard) -> tuple[Tensor, Tensor]:
         seen.append(logits.detach().clone())
         return logits.sum(), torch.ones_like(logits)
 

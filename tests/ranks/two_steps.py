@@ -24,7 +24,7 @@ def main() -> None:
     quiet_libraries()
     jobs = json.loads(Path(jobs_path).read_text())
     configs = [load(config_path, job["overrides"]) for job in jobs]
-    topology = start(configs[0].parallel.student_tp)
+    topology = start(configs[0].tensor_parallel)
     for job, config in zip(jobs, configs, strict=True):
         two_steps(config, job["out"], topology)
     stop()
@@ -32,6 +32,7 @@ def main() -> None:
 
 def two_steps(config: Config, out: str, topology: Topology) -> None:
     run = Run(config, topology)
+    topology = run.topology
     figures = [run.step() for _ in range(2)]
     weights = run.student.state_dict()
     rollouts = run.source.in_use()

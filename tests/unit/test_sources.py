@@ -110,7 +110,7 @@ def test_each_prompt_gets_its_samples_on_any_number_of_ranks(records_dir: Path, 
         for rank in range(ranks):
             topology = Topology(rank, ranks, 1, torch.device("cpu"), None, None)
             sampler = Sampler(records, Numbered(), None, settings_of(samples_per_prompt=3), topology)  # type: ignore[arg-type]
-            rows |= dict(zip(range(rank, 12, ranks), sampler.prompts(round_index, 12), strict=True))
+            rows |= dict(zip(range(rank, 12, ranks), sampler.prompts(round_index, 12, rank), strict=True))
         expected = ShuffledStream(len(records), 5).take(4 * round_index, 4)
         assert [rows[row] for row in range(12)] == [record for record in expected for _ in range(3)]
 

@@ -16,9 +16,10 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from distill.models.heads import Finish
+from distill.models.vocab_shard import VocabShard
 from distill.objectives.chunked import HiddenLogits, sum_over_hidden
 from distill.objectives.closed_forms import reverse_kl
-from distill.objectives.divergences import kl, log_probabilities
+from distill.objectives.divergences import exact, kl, log_probabilities
 from tools.benchmarks.timing import interleaved
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -48,9 +49,9 @@ def fused(h_q: Tensor, w_q: Tensor, h_p: Tensor, w_p: Tensor) -> Tensor:
 
     teacher = HiddenLogits(h_p, lambda states: states @ w_p.T)
 
-    def evaluate(logits: Tensor, tokens: slice) -> tuple[Tensor, Tensor]:
-        log_q, log_p = log_probabilities(logits), log_probabilities(teacher(tokens))
-        value, gradient = reverse_kl(log_q, log_p)
+    def evaluate(logits: Tensor, tokens: slice, shard: VocabShard) -> tuple[Tensor, Tensor]:
+        log_q, log_p = shard.log_softmax(exact(logits), exact(teacher(tokens)))
+        value, gradient = reverse_kl(log_q, log_p, shard)
         return value.sum(), gradient
 
     return sum_over_hidden(h_q, w_q, None, len(w_q), Finish(), evaluate)

@@ -51,7 +51,7 @@ class Ours:
         self.worker = RolloutWorker(student, teacher, rollout, never, args.seed, topology)
         self.watch, self.micro_batch = Stopwatch(), args.micro_batch
         objective = objectives.build(KdSettings(name="kd", divergence="reverse_kl", on_policy=1.0))
-        self.updater = Updater(objective, student, Teacher(teacher, topology), topology, self.watch)
+        self.updater = Updater(objective, student, Teacher(teacher, topology, topology), topology, self.watch)
 
     def step(self, prompts: TokenBatch) -> None:
         """As the trainer's."""
