@@ -13,7 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.module_inject.layers import ColumnParallel
+from deepspeed.module_inject.layers import ColumnParallel, VocabParallelEmbedding
 from deepspeed.utils import groups
 from jaxtyping import Float
 from torch import Tensor
@@ -23,9 +23,10 @@ from transformers.integrations import HfDeepSpeedConfig
 from distill.config import ModelSettings, OptimSettings
 from distill.data.batches import TokenBatch
 from distill.errors import BadInput, Problem
+from distill.host import freed_memory_returned
 from distill.models.heads import Finish, check_head, hidden_states, project, project_own, vocab_shard
 from distill.models.loading import load_model
-from distill.models.vocab_shard import gather_along
+from distill.models.vocab_shard import VocabShard, gather_along
 from distill.objectives.chunked import Evaluate, SumOverTokens, sum_over_hidden
 from distill.objectives.terms import LossTerms
 from distill.optim import parameter_groups, schedule
@@ -121,10 +122,12 @@ class Engine:
                 {k: v for k, v in zero.items() if k != "offload_optimizer"} if zero.get("stage") == 3 else {"stage": 0}
             )
         ds_config["zero_optimization"] = zero
-        model = _load(settings, dtype, ds_config, head_rows)
-        if tp_size > 1:
-            ds_config["tensor_parallel"] = {"autotp_size": tp_size, "vocab_parallel_lm_head": True}
-        self._ds = _freeze(model, ds_config) if optim is None else self._train(model, ds_config, optim)
+        with freed_memory_returned():
+            model = _load(settings, dtype, ds_config, head_rows)
+            if tp_size > 1:
+                dealt_out = _can_deal_out_head(model)
+                ds_config["tensor_parallel"] = {"autotp_size": tp_size, "vocab_parallel_lm_head": dealt_out}
+            self._ds = _freeze(model, ds_config) if optim is None else self._train(model, ds_config, optim)
         self._at_states: AtStates = lambda states: states
         self._has_trained = False
         self.shard = vocab_shard(self.module, vocab)
@@ -262,27 +265,26 @@ class Engine:
         the same states."""
         return project(self.module, hidden, self.vocab)
 
-    @torch.no_grad()
-    def own_logits(self, hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n local"]:
-        """Those of them that are of `shard`, without communication."""
-        return project_own(self.module, hidden, self.vocab)
-
     @contextmanager
-    def head_whole(self) -> Iterator[Callable[[Float[Tensor, "n hidden"]], Float[Tensor, "n vocab"]]]:
-        """Logits of states that are this rank's alone: the tensor-parallel parts of the head put together too.
+    def head_over(self, shard: VocabShard) -> Iterator[Callable[[Float[Tensor, "n hidden"]], Float[Tensor, "n local"]]]:
+        """Logits over `shard` of any states, which need not be those of the replica's other ranks. Collective.
 
-        Collective; one all-gather of the head over the replica.
+        No communication but for the head's weight, and that only where it is dealt out and `shard` is not.
         """
+        model, finish, own = self.module, Finish.of(self.module), self.shard
         with self.head_gathered(), torch.no_grad():
-            head: Any = self.module.get_output_embeddings()
-            if self.shard.group is None:
-                yield self.own_logits
+            if shard == own:
+                yield lambda hidden: project_own(model, hidden, self.vocab)
                 return
-            widths, group = head._partition_sizes, self.shard.group
-            weight = gather_along(head.weight, widths, group, 0)[: self.vocab]
-            bias = None if head.bias is None else gather_along(head.bias, widths, group, 0)[: self.vocab]
-        finish = Finish.of(self.module)
-        yield lambda hidden: finish.logits(torch.nn.functional.linear(hidden, weight, bias))
+            head: Any = model.get_output_embeddings()
+
+            def of(rows: Tensor) -> Tensor:
+                if own.group is None:
+                    return rows[shard.start : shard.stop]
+                return gather_along(rows, head._partition_sizes, own.group, 0)[: self.vocab]
+
+            weight, bias = of(head.weight), None if head.bias is None else of(head.bias)
+            yield lambda hidden: finish.logits(torch.nn.functional.linear(hidden, weight, bias))
 
     def accumulate(self, total: Float[Tensor, ""], count: Float[Tensor, ""]) -> None:
         """Backward of total/count: a sum over this micro-batch, the token count of the whole optimizer step."""
@@ -330,6 +332,19 @@ def _load(
         model.resize_token_embeddings(head_rows, mean_resizing=False)
     del sharding
     return model
+
+
+def _can_deal_out_head(model: PreTrainedModel) -> bool:
+    """Whether DeepSpeed can split the head over the vocabulary; it refuses one tied to an embedding that does more than
+    look up, as Gemma's. That one every rank keeps whole."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight is not embedding.weight:
+        return True
+    try:
+        VocabParallelEmbedding.validate_embedding(embedding)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _freeze(model: PreTrainedModel, ds_config: dict[str, Any]) -> deepspeed.DeepSpeedEngine:

@@ -5,13 +5,18 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
+_PR_SET_THP_DISABLE = 41
+_KEEPING = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28}
+_RETURNING = {_M_MMAP_MAX: 2**16, _M_MMAP_THRESHOLD: 2**17, _M_TRIM_THRESHOLD: 2**17, _M_TOP_PAD: 0}
 
 
 def prepare_cpu_rank() -> None:
@@ -29,13 +34,36 @@ def _keep_freed_memory() -> None:
     # glibc gives every large buffer back to the kernel when it is freed, and whole-vocabulary logits are large: a
     # step can then spend more time on page faults than on arithmetic.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    _tune(_KEEPING, huge_pages=True)
+
+
+@contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """While a model loads, give every large buffer back to the kernel when it is freed.
+
+    Each weight is whole for a moment, between shards that stay: the holes that this leaves in a heap fit nothing that
+    comes later, and a rank would end up with far more than its share of the model.
+    """
+    if get_accelerator().device_name() != "cpu":
+        yield
+        return
+    _tune(_RETURNING, huge_pages=False)
+    try:
+        yield
+    finally:
+        _tune(_KEEPING, huge_pages=True)
+
+
+def _tune(options: dict[int, int], huge_pages: bool) -> None:
     try:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:
         return  # not glibc: nothing to calm
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_M_TOP_PAD, 2**28)
+    # A shard seldom ends where a huge page does.
+    libc.prctl(_PR_SET_THP_DISABLE, int(not huge_pages), 0, 0, 0)
+    for option, value in options.items():
+        libc.mallopt(option, value)
+    libc.malloc_trim(0)
 
 
 def unlink_shared_buffer(rank: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill.data.batches import B, Rollouts, TokenBatch, concatenate
 from distill.engine import Engine
+from distill.models.vocab_shard import WHOLE, VocabShard
 from distill.objectives.chunked import ChunkLogits, HiddenLogits
 from distill.topology import Topology
 
@@ -31,7 +32,10 @@ class Teacher:
         topology: Topology,
         grid: Topology,
         translate: Callable[[TokenBatch], TokenBatch] | None = None,
+        shard: VocabShard = WHOLE,
     ):
+        self.shard = shard
+        """The ids that the student's logits are of."""
         self.engine, self.topology, self.grid, self.translate = engine, topology, grid, translate
         self.cohort = [topology.dp_rank]
         """The student's replicas whose rows one teacher reads together, this rank's among them."""
@@ -87,9 +91,5 @@ class Teacher:
         """The teacher's logits of a known batch's response tokens, over the ids that the student's have. Collective."""
         assert batch.teacher_hidden is not None
         hidden = batch.teacher_hidden.to(self.topology.device, non_blocking=True)[batch.response_mask]
-        if len(self.cohort) > 1:
-            with self.engine.head_whole() as head:
-                yield HiddenLogits(hidden, head)
-            return
-        with self.engine.head_gathered():
-            yield HiddenLogits(hidden, self.engine.own_logits)
+        with self.engine.head_over(self.shard) as head:
+            yield HiddenLogits(hidden, head)

@@ -96,7 +96,7 @@ class Run:
             # Both models' logits of an id must lie on one rank; their heads may be padded differently.
             rows = model_configs[0].get_text_config().vocab_size if tp.student_tp > 1 else None
             engine = Engine(given, deepspeed_json, dtype, self.grid, theirs, tp.teacher_tp, head_rows=rows)
-            self.teacher = Teacher(engine, topology, self.grid, translate)
+            self.teacher = Teacher(engine, topology, self.grid, translate, self.student.shard)
 
     def _translator(self, teacher: ModelSettings) -> tuple[Translator, int]:
         """From the student's tokens to those of a teacher with another tokenizer, and how many it has."""

@@ -84,7 +84,7 @@ def vocab_shard(model: PreTrainedModel, vocab: int) -> VocabShard:
     if min(widths) < 1:
         wrong = f"of {head.vocab_size} rows only {vocab} are tokens, the last of {len(widths)} ranks would have none"
         raise BadInput(Problem("parallel.teacher_tp", len(widths), wrong, "lower it"))
-    return VocabShard(head.vocab_start_index, head.mp_group, widths)
+    return VocabShard(widths, head.tp_index, head.mp_group)
 
 
 def project(model: PreTrainedModel, hidden: Float[Tensor, "... hidden"], vocab: int) -> Float[Tensor, "... vocab"]:

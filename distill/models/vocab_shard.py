@@ -14,11 +14,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class VocabShard:
-    """Of ids dealt out in ranges of `widths`, one a rank of `group`, those from `start` on."""
+    """Of ids dealt out in ranges of `widths`, one a rank of `group`, range number `index`. Without a group, all ids."""
 
-    start: int = 0
-    group: dist.ProcessGroup | None = None
     widths: tuple[int, ...] = ()
+    index: int = 0
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def start(self) -> int:
+        """The first of this rank's ids."""
+        return sum(self.widths[: self.index])
+
+    @property
+    def stop(self) -> int:
+        """One past the last, where they are dealt out."""
+        return sum(self.widths[: self.index + 1])
 
     def sum(self, *partial: Float[Tensor, " n"]) -> list[Tensor]:
         """Sums over the whole vocabulary from each rank's own: one all-reduce for all of them."""

@@ -9,7 +9,7 @@ import torch
 import yaml
 from conftest import tiny_llama
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ FIGURES = (
 KD, DISTILLM2 = "objective={name: kd, divergence: jsd, ce_weight: 0.5}", "objective={name: distillm2}"
 SFT = "objective={name: sft}"
 NO_TEXT = "data.plain_text=null"
-UNTIED = "student.path={untied}"
+UNTIED, PADDED = "student.path={untied}", "teacher.path={padded}"
 SHARDED = ["parallel.student_tp=2", "parallel.teacher_tp=2"]
 SHARDED_TEACHER = ["parallel.teacher_tp=2"]
 
@@ -38,6 +38,7 @@ SHARDED_TEACHER = ["parallel.teacher_tp=2"]
 REFERENCES = {
     "minillm": (1, ["optim.micro_batch=8"]),
     "untied": (1, ["optim.micro_batch=8", UNTIED]),
+    "padded": (1, ["optim.micro_batch=4", KD, NO_TEXT, PADDED]),
     "sft": (1, ["optim.micro_batch=8", SFT, NO_TEXT]),
     "kd": (1, ["optim.micro_batch=4", KD, NO_TEXT]),
     "distillm2": (1, ["optim.micro_batch=4", DISTILLM2, NO_TEXT]),
@@ -62,6 +63,7 @@ VARIANTS = {
     "TP 2, untied head": ("untied", 2, [*SHARDED, UNTIED, "optim.micro_batch=8"]),
     "TP 2, sft": ("sft", 2, [*SHARDED, SFT, NO_TEXT, "optim.micro_batch=4"]),
     "TP 2, kd": ("kd", 2, [*SHARDED, KD, NO_TEXT, "optim.micro_batch=4"]),
+    "TP 2, teacher's head padded": ("padded", 2, [*SHARDED, KD, NO_TEXT, PADDED, "optim.micro_batch=4"]),
     "TP 2, distillm2": ("distillm2", 2, [*SHARDED, DISTILLM2, NO_TEXT, "optim.micro_batch=2"]),
     "teacher alone TP 2": ("minillm", 2, [*SHARDED_TEACHER, "optim.micro_batch=4"]),
     "teacher alone TP 2, kd": ("kd", 2, [*SHARDED_TEACHER, KD, NO_TEXT, "optim.micro_batch=1"]),
@@ -85,11 +87,23 @@ def untied(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def padded(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Path:
+    """The teacher with rows in its head that are no tokens, and more than the student has."""
+    folder = tmp_path_factory.mktemp("padded")
+    AutoTokenizer.from_pretrained(models_dir / "teacher").save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(models_dir / "teacher")
+    model.resize_token_embeddings(len(model.lm_head.weight) + 39)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def result(
     tmp_path_factory: pytest.TempPathFactory,
     models_dir: Path,
     records_dir: Path,
     untied: Path,
+    padded: Path,
     root: Path,
     launch: Callable,
 ) -> Callable[[str], tuple[dict, dict]]:
@@ -113,13 +127,15 @@ def result(
     def layout(name: str) -> tuple[int, list[str]]:
         return every[name][0], [text for text in every[name][1] if text in SHARDED]
 
+    paths = {UNTIED: UNTIED.format(untied=untied), PADDED: PADDED.format(padded=padded)}
+
     def get(name: str) -> tuple[dict, dict]:
         if not (folder / f"{name}.json").exists():
             alike = [other for other in every if layout(other) == layout(name)]
             jobs = [
                 {
                     "out": str(folder / other),
-                    "overrides": [text.format(untied=untied) if text == UNTIED else text for text in every[other][1]],
+                    "overrides": [paths.get(text, text) for text in every[other][1]],
                 }
                 for other in alike
             ]

@@ -1,0 +1,67 @@
+"""Two real ranks that share a replica: the vocabulary dealt out between them, and every family that AutoTP splits."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, OPTConfig, Qwen2Config, Qwen3Config
+
+pytestmark = pytest.mark.slow
+
+SHAPE = {
+    "vocab_size": 101,  # uneven parts, and rows that are no tokens
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 1,
+}
+OPT = {"vocab_size": 101, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES = {
+    "llama": LlamaConfig(**SHAPE),
+    "llama-tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3-tied": Qwen3Config(**SHAPE, tie_word_embeddings=True),
+    "opt-tied": OPTConfig(**OPT, word_embed_proj_dim=32, dropout=0.0),
+    "gemma-tied": GemmaConfig(**SHAPE),
+}
+# Cross-entropy beside a divergence normalises the student's logits at temperature 1 once more.
+ALL_REDUCES = {"kd with ce": 6}
+
+
+@pytest.fixture(scope="module")
+def found(launch: Callable, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the two ranks saw."""
+    folder = tmp_path_factory.mktemp("tensor_parallel")
+    for name, config in FAMILIES.items():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / "models" / name)
+    launch("tests/ranks/tensor_parallel.py", str(folder / "models"), str(folder / "out.json"))
+    return json.loads((folder / "out.json").read_text())
+
+
+def test_losses_of_two_parts_of_the_vocabulary_are_those_of_the_whole(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        assert len(rank["losses"]) == 12
+        for name, loss in rank["losses"].items():
+            assert loss["value"] < 1e-9, name
+            assert loss["gradient"] < 1e-9 < loss["size"], name
+
+
+def test_losses_reduce_a_few_numbers_and_gather_no_logits(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        for name, loss in rank["losses"].items():
+            assert loss["calls"] == {"all_reduce": ALL_REDUCES.get(name, 3)}, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_split_in_two_is_the_whole_model(family: str, found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        model = rank["models"][family]
+        assert model["logits"] < 1e-5
+        for whole, split in (model["loss"], model["norm"]):
+            assert split == pytest.approx(whole, rel=1e-4)
