@@ -24,7 +24,7 @@ from distill.config import ModelSettings, OptimSettings
 from distill.data.batches import TokenBatch
 from distill.errors import BadInput, Problem
 from distill.host import freed_memory_returned
-from distill.models.heads import Finish, check_head, hidden_states, project, project_own, vocab_shard
+from distill.models.heads import Finish, check_head, hidden_states, project, vocab_shard
 from distill.models.loading import load_model
 from distill.models.vocab_shard import VocabShard, gather_along
 from distill.objectives.chunked import Evaluate, SumOverTokens, sum_over_hidden
@@ -271,20 +271,24 @@ class Engine:
 
         No communication but for the head's weight, and that only where it is dealt out and `shard` is not.
         """
-        model, finish, own = self.module, Finish.of(self.module), self.shard
-        with self.head_gathered(), torch.no_grad():
-            if shard == own:
-                yield lambda hidden: project_own(model, hidden, self.vocab)
-                return
-            head: Any = model.get_output_embeddings()
+        head, finish, own = self.module.get_output_embeddings(), Finish.of(self.module), self.shard
 
-            def of(rows: Tensor) -> Tensor:
-                if own.group is None:
-                    return rows[shard.start : shard.stop]
-                return gather_along(rows, head._partition_sizes, own.group, 0)[: self.vocab]
+        def rows(part: Tensor | None) -> Tensor | None:
+            if part is None or shard == own:
+                return part
+            if own.group is None:
+                return part[shard.start : shard.stop]
+            return gather_along(part.detach(), head._partition_sizes, own.group, 0)
 
-            weight, bias = of(head.weight), None if head.bias is None else of(head.bias)
-            yield lambda hidden: finish.logits(torch.nn.functional.linear(hidden, weight, bias))
+        with self.head_gathered():
+            weight, bias, width = rows(head.weight), rows(head.bias), self.vocab - shard.start
+            assert weight is not None
+
+            @torch.no_grad()
+            def logits(hidden: Float[Tensor, "n hidden"]) -> Float[Tensor, "n local"]:
+                return finish.logits(torch.nn.functional.linear(hidden, weight, bias)[..., :width])
+
+            yield logits
 
     def accumulate(self, total: Float[Tensor, ""], count: Float[Tensor, ""]) -> None:
         """Backward of total/count: a sum over this micro-batch, the token count of the whole optimizer step."""

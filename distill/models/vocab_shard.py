@@ -61,7 +61,7 @@ class VocabShard:
         """Add, in place, to each row's value at its id, on the rank that holds it."""
         here, column = self._columns(values, ids)
         rows = torch.arange(len(ids), device=ids.device)
-        values[rows, column] += amount if self.group is None else here * amount
+        values[rows, column] += amount if self.group is None else here.to(values.dtype) * amount
         return values
 
     def gather(self, logits: Float[Tensor, "*n local"]) -> Float[Tensor, "*n vocab"]:
