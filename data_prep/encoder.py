@@ -37,7 +37,8 @@ class Encoder:
 
 
 def content_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that decides the ids of a record: what `fingerprint` sees, the chat template, the Rust settings."""
-    rust = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else type(tokenizer).__name__
-    content = [fingerprint(tokenizer), repr(tokenizer.chat_template), repr(tokenizer.special_tokens_map), rust]
-    return hashlib.sha256("\0".join(content).encode()).hexdigest()[:16]
+    """A hash of all that decides the ids of a record, the chat template too."""
+    tokenizer.encode("")  # from now on without the truncation and padding that a tokenizer.json may ask for
+    content = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else fingerprint(tokenizer)
+    settings = [type(tokenizer).__name__, tokenizer.chat_template, tokenizer.special_tokens_map]
+    return hashlib.sha256(f"{settings}{content}".encode()).hexdigest()[:16]

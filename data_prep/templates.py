@@ -83,7 +83,7 @@ def render(example: Example, template: str, tokenizer: PreTrainedTokenizerBase) 
 
 def render_all(examples: list[Example], template: str, encode: Encoder) -> list[list[int] | Malformed]:
     """As `render`, of many examples at once; in the place of a refused one stands why."""
-    texts = _chat(examples, encode.tokenizer) if template == "chat" else _texts(examples, template)
+    texts = prompt_texts(examples, template, encode.tokenizer)
     # Chat templates write BOS themselves.
     found = iter(encode([text for text in texts if isinstance(text, str)], special_tokens=template != "chat"))
     prompts = [next(found) if isinstance(text, str) else text for text in texts]
@@ -93,27 +93,28 @@ def render_all(examples: list[Example], template: str, encode: Encoder) -> list[
     return [ids[:-1] if isinstance(ids, list) and ids and ids[-1] == eos else ids for ids in prompts]
 
 
-def _chat(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> list[str | Malformed]:
-    def rendered(conversations: list[list[dict[str, str]]]) -> list[str | Malformed]:
-        return list(tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False))
-
-    if not examples:
-        return []
-    try:
-        return rendered([example.messages for example in examples])
-    except TemplateError as error:
-        if len(examples) == 1:
-            return [Malformed(f"the tokenizer's chat template refuses it: {error}")]
-        return [text for example in examples for text in _chat([example], tokenizer)]
-
-
-def _texts(examples: list[Example], template: str) -> list[str | Malformed]:
+def prompt_texts(examples: list[Example], template: str, tokenizer: PreTrainedTokenizerBase) -> list[str | Malformed]:
+    """The prompts as text; in the place of a refused one stands why."""
+    if template == "chat":
+        return _chat(examples, tokenizer)
     return [
         Malformed(f"a conversation of {len(example.messages)} turns needs TEMPLATE=chat")
         if len(example.messages) > 1
         else _TEXT_TEMPLATES[template](example)
         for example in examples
     ]
+
+
+def _chat(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> list[str | Malformed]:
+    if not examples:
+        return []
+    try:
+        conversations = [example.messages for example in examples]
+        return list(tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False))
+    except TemplateError as error:
+        if len(examples) == 1:
+            return [Malformed(f"the tokenizer's chat template refuses it: {error}")]
+        return [text for example in examples for text in _chat([example], tokenizer)]
 
 
 def _plain(example: Example) -> str:
