@@ -95,7 +95,9 @@ def run_preprocess(
                 shutil.rmtree(progress.folder, ignore_errors=True)
             raise
         counts = run.counts()
-        _check_outcome(counts, files, inputs, kind, progress.folder)
+        if found := _what_is_wrong(counts, files, inputs, kind):
+            shutil.rmtree(progress.folder)
+            raise BadInput([*run.problems(), found])
         records = run.assemble()
     settings = RecordSettings(**vars(recipe), data=[str(path) for path in files])
     manifest = Manifest(kind=kind, tokenizer=written_by, settings=settings, counts=counts)
@@ -123,19 +125,17 @@ def _key(job: Job, inputs: list[tuple[str, int, int]], size: int) -> str:
     return hash_of([_FORM, vars(job.recipe), job.kind, job.tokenizer_hash, inputs, size, versions])
 
 
-def _check_outcome(
-    counts: dict[str, int], files: list[Path], inputs: list[tuple[str, int, int]], kind: Kind, partial: Path
-) -> None:
-    problem = None
+def _what_is_wrong(
+    counts: dict[str, int], files: list[Path], inputs: list[tuple[str, int, int]], kind: Kind
+) -> Problem | None:
+    """Of tokenised shards that each by itself is fine."""
     changed = [before[0] for before, now in zip(inputs, _state_of(files), strict=True) if before != now]
     if changed:
-        problem = Problem("DATA", changed[0], "was changed while it was read", "run again when it is complete")
-    elif "kept" not in counts:
-        mend = "raise MAX_PROMPT" if kind == "instructions" else "lower MAX_LENGTH or give more text"
-        problem = Problem("DATA", str(files[0]), f"no record was kept ({counts})", mend)
-    if problem:
-        shutil.rmtree(partial)
-        raise BadInput(problem)
+        return Problem("DATA", changed[0], "was changed while it was read", "run again when it is complete")
+    if "kept" in counts:
+        return None
+    mend = "raise MAX_PROMPT" if kind == "instructions" else "lower MAX_LENGTH or give more text"
+    return Problem("DATA", str(files[0]), f"no record was kept ({counts})", mend)
 
 
 def _check_tokenizer(tokenizer: Any, recipe: Recipe, kind: Kind) -> None:

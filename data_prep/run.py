@@ -139,9 +139,10 @@ class Run:
 
     def _what_to_do(self) -> Problem:
         bad = sum(sum(summary.bad.values()) for summary in self._summaries())
-        wrong = f"{bad} bad lines in the {len(self.progress.finished)} of {len(self.shards)} shards read so far"
+        read = f"{len(self.progress.finished)} of {len(self.shards)} shards read so far"
+        wrong = f"bad lines or unreadable pieces of files in the {read}: {bad}"
         kept = ", which goes on from the shards that are finished" if self.worth_keeping() else ""
-        return Problem("--on-bad", "fail", wrong, f"correct them, or give skip (ON_BAD=skip) to leave them out{kept}")
+        return Problem("--on-bad", "fail", wrong, f"mend them, or give skip (ON_BAD=skip) to leave them out{kept}")
 
     def _rows_to_pack(self) -> list[Rows]:
         total = len(self.shards)
