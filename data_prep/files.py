@@ -10,16 +10,17 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
+UNFINISHED = ".new"
+"""Ending of a file that is being written."""
+
 
 @contextmanager
 def in_place_of(path: Path) -> Iterator[Path]:
-    """A path to write to; what lies there at the end takes the place of `path` at once, on disk for good."""
+    """A path to write to; what lies there at the end takes the place of `path` at once."""
     # Ranks of other hosts may be at the same file, after a run that was cut off from its launcher.
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.new")
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
     try:
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import write_text
+from data_prep.files import UNFINISHED, write_text
 from data_prep.shards import Shard, Span
 from data_prep.tokenize import Summary
 from distill.errors import Problem
@@ -53,11 +53,12 @@ class Progress:
             plan = json.loads((self.folder / _PLAN).read_bytes())
         except (OSError, ValueError):
             return None
-        if plan["key"] != self._key or not self.records.is_dir():
+        if not isinstance(plan, dict) or plan.get("key") != self._key or not self.records.is_dir():
             return None
         shards = [Shard(one["number"], tuple(Span(**span) for span in one["spans"])) for one in plan["shards"]]
         for shard in shards:
-            if self.rows(kind, shard.number, len(shards)).exists() and (found := self._summary(shard.number)):
+            found, rows = self._summary(shard.number), self.rows(kind, shard.number, len(shards))
+            if found and rows.is_file() and rows.stat().st_size == found.size:
                 self.finished[shard.number] = found
         return shards
 
@@ -75,6 +76,11 @@ class Progress:
             content = vars(summary) | {"problems": [vars(problem) for problem in summary.problems]}
             write_text(self._shards / f"{summary.number:05}.json", json.dumps(content))
         self.finished[summary.number] = summary
+
+    def sweep(self) -> None:
+        """Remove what killed workers have left half-written among the records."""
+        for path in self.records.glob(f"*{UNFINISHED}"):
+            path.unlink()
 
     def _summary(self, number: int) -> Summary | None:
         try:

@@ -98,6 +98,7 @@ class Run:
         made_from = hash_of(
             [vars(self.job.recipe), self.job.kind, self.job.tokenizer_hash, [one.digest for one in self._summaries()]]
         )
+        self.progress.sweep()
         features = INSTRUCTION_FEATURES if self.job.kind == "instructions" else TEXT_FEATURES
         describe_dataset(self.progress.records, [path.name for path in files], features, made_from)
         self.throughput.seconds += time.perf_counter() - started

@@ -67,6 +67,8 @@ class Summary:
     """The file system failed: another time it may not."""
     digest: str = ""
     """A hash of the lines read."""
+    size: int = 0
+    """Bytes of the file written: after a crash of the machine it may be there without its content."""
 
     def refuse(self, problem: Problem) -> None:
         """Leave out a bad line."""
@@ -102,6 +104,7 @@ def tokenize_shard(job: Job, shard: Shard, out: Path) -> Summary:
             with partial.open("wb") as file:
                 for lines in batches:
                     file.write(_tokens(lines, encode, summary).tobytes())
+        summary.size = partial.stat().st_size
     return summary
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,12 @@ import datasets
 import psutil
 import pytest
 
+from data_prep.pool import processes
 from data_prep.preprocess import run_preprocess
 from data_prep.tokenize import Recipe
 from distill.data.loading import InstructionRecords, TextRecords
 from distill.data.records import Kind
+from distill.errors import BadInput
 
 needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed")
 SHARD = 20_000
@@ -88,6 +91,12 @@ def test_any_number_of_processes_writes_the_same_bytes(
     run_preprocess(inputs(raw, kind), tmp_path / "out", recipe, kind, shard_bytes=SHARD, workers=workers)
     assert len(hashes(tmp_path / "out")) > 20
     assert hashes(tmp_path / "out") == hashes(alone[kind])
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run() -> None:
+    with processes(2) as pool, pytest.raises(BadInput, match="one of them was killed"):
+        list(pool.results(os._exit, [1]))
 
 
 @pytest.mark.slow
