@@ -21,6 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import get_args
 
+import psutil
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -124,22 +125,33 @@ def _texts_of(share: Share) -> tuple[PreTrainedTokenizerBase, list[str]]:
 def speeds(corpus: Path, recipe: Recipe, kind: Kind, workers: int, repeats: int) -> dict[str, float]:
     """Preprocessing and the batch call in turn, in the same processes; a first round of warm-up is not counted."""
     shares = [Share(corpus, recipe, kind, first, workers) for first in range(workers)]
-    times: Times = {"preprocess": [], "tokenizer": []}
+    times: Times = {name: [] for name in ("preprocess", "tokenizer", "preprocess_cpu", "tokenizer_cpu")}
     with processes(workers) as pool:
         for _ in range(repeats + 1):
+            before = _cpu_seconds()
             made = run_preprocess([str(corpus)], corpus.with_suffix(".records"), recipe, kind, pool=pool).throughput
-            times["preprocess"].append(made.seconds * workers)
+            between = _cpu_seconds()
             times["tokenizer"].append(sum(pool.results(seconds_in_batches, shares)))
+            times["preprocess"].append(made.seconds * workers)
+            times["preprocess_cpu"].append(between - before)
+            times["tokenizer_cpu"].append(_cpu_seconds() - between)
     times = {name: took[1:] for name, took in times.items()}
     # The less time, the more speed: the tokenizer's seconds of a core over ours are our speed over its.
-    found = ratio(times, "tokenizer", "preprocess")
+    wall, cpu = ratio(times, "tokenizer", "preprocess"), ratio(times, "tokenizer_cpu", "preprocess_cpu")
     took = statistics.median(times["preprocess"])
     return {
-        f"preprocess_over_tokenizer_{kind}": found["tokenizer_over_preprocess"],
-        f"preprocess_over_tokenizer_{kind}_spread": found["tokenizer_over_preprocess_spread"],
+        f"preprocess_over_tokenizer_{kind}": wall["tokenizer_over_preprocess"],
+        f"preprocess_over_tokenizer_{kind}_spread": wall["tokenizer_over_preprocess_spread"],
+        f"preprocess_over_tokenizer_{kind}_cpu": cpu["tokenizer_cpu_over_preprocess_cpu"],
         f"mb_per_s_per_core_{kind}": made.bytes / 1e6 / took,
         f"tokens_per_s_per_core_{kind}": made.tokens / took,
     }
+
+
+def _cpu_seconds() -> float:
+    """Of this process and its children: what they have worked, however busy the machine is with other things."""
+    me = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in [me, *me.children(recursive=True)])
 
 
 def peak_mib(corpus: list[Path], recipe: Recipe, kind: Kind, workers: int) -> float:
