@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from distill.errors import Problem
 
-_SMALLEST, _LARGEST = 2**20, 2**27
+_SMALLEST, _LARGEST = 2**18, 2**27
 _SHARDS_WANTED = 1024
 _READ_AT_ONCE = 2**20
 LONGEST_LINE = 2**26

@@ -102,7 +102,8 @@ def test_a_worker_that_is_killed_ends_the_run() -> None:
 @pytest.mark.slow
 def test_rows_do_not_depend_on_the_shards(raw: Path, alone: dict[Kind, Path], models_dir: Path, tmp_path: Path) -> None:
     for kind, folder in alone.items():
-        whole = run_preprocess(inputs(raw, kind), tmp_path / kind, recipe_of(models_dir), kind, workers=1)
+        recipe, one = recipe_of(models_dir), 10**7
+        whole = run_preprocess(inputs(raw, kind), tmp_path / kind, recipe, kind, shard_bytes=one, workers=1)
         rows = datasets.load_from_disk(str(folder))
         assert len(list((tmp_path / kind).glob("*.arrow"))) == 1
         assert rows.to_list() == datasets.load_from_disk(str(tmp_path / kind)).to_list()

@@ -45,7 +45,7 @@ def test_shards_of_any_size_hold_every_line_once_with_its_number(
 
 
 def test_the_size_of_a_shard_goes_by_the_input_alone() -> None:
-    assert [shard_size(total) for total in (1, 2**30, 2**30 + 1, 2**36, 2**44)] == [2**20, 2**20, 2**21, 2**26, 2**27]
+    assert [shard_size(total) for total in (1, 2**28, 2**28 + 1, 2**36, 2**44)] == [2**18, 2**18, 2**19, 2**26, 2**27]
 
 
 def test_a_line_too_long_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
