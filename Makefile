@@ -21,15 +21,17 @@ env: .venv/.installed  ## make .venv with the pinned requirements
 demo: env  ## distil a real model end to end into runs/demo (FRESH=1 starts again)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tools.demo --ranks $(RANKS) $(if $(filter 1,$(FRESH)),--fresh)
 
-# make preprocess DATA='raw/*.jsonl' OUT=records/train TOKENIZER=models/student
+# make preprocess DATA='raw/*.jsonl' OUT=records/train TOKENIZER=models/student; the same under mpirun and srun
 TEMPLATE ?= alpaca
 KIND ?= instructions
 MAX_PROMPT ?= 256
 MAX_LENGTH ?= 512
-preprocess: env  ## tokenise DATA= into the folder OUT= with TOKENIZER= (TEMPLATE= KIND= MAX_PROMPT= MAX_LENGTH=)
+ON_BAD ?= fail
+preprocess: env  ## tokenise DATA= into OUT= with TOKENIZER= (TEMPLATE= KIND= MAX_PROMPT= MAX_LENGTH= ON_BAD= WORKERS=)
 	@for name in DATA OUT TOKENIZER; do [ -n "$${!name}" ] || { echo "make preprocess: $$name= is missing, as in make preprocess DATA=file.jsonl OUT=folder TOKENIZER=folder" >&2; exit 2; }; done
 	@$(BIN)/python -m data_prep.preprocess --data "$$DATA" --out "$$OUT" --tokenizer "$$TOKENIZER" \
-	  --kind "$(KIND)" --template "$(TEMPLATE)" --max-prompt "$(MAX_PROMPT)" --max-length "$(MAX_LENGTH)"
+	  --kind "$(KIND)" --template "$(TEMPLATE)" --max-prompt "$(MAX_PROMPT)" --max-length "$(MAX_LENGTH)" \
+	  --on-bad "$(ON_BAD)" $(if $(WORKERS),--workers "$(WORKERS)")
 
 test: env  ## run all tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q

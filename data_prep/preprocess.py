@@ -1,55 +1,77 @@
-"""Raw text → tokenised Arrow records. What `make preprocess` runs.
+"""Raw text → tokenised Arrow records. What `make preprocess` runs, with one process a core, or with MPI one a rank.
 
 python -m data_prep.preprocess --data 'raw/*.jsonl' --out records/train --tokenizer DIR --template chat
+mpirun -n 64 --hostfile hosts python -m data_prep.preprocess …
 """
 
 import argparse
-import multiprocessing
 import os
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
-from datasets.arrow_writer import ArrowWriter
-from tqdm import tqdm
+import pyarrow
+import tokenizers
+import transformers
 
-from data_prep.sources import find_files, read_lines
+from data_prep.encoder import content_hash
+from data_prep.files import write_text
+from data_prep.pool import Pool, processes, ranks, under_mpi
+from data_prep.progress import Progress, hash_of
+from data_prep.run import Run, Throughput
+from data_prep.shards import shard_size
+from data_prep.sources import find_files
 from data_prep.templates import TEMPLATES
-from data_prep.tokenize import Line, Recipe, start_worker, tokenize_instructions, tokenize_text
+from data_prep.tokenize import Job, Recipe
+from distill.console import positive
 from distill.data.folders import replace_folder
-from distill.data.records import (
-    INSTRUCTION_FEATURES,
-    MANIFEST,
-    TEXT_FEATURES,
-    Kind,
-    Manifest,
-    RecordSettings,
-    fingerprint,
-    read_manifest,
-)
+from distill.data.records import MANIFEST, Kind, Manifest, RecordSettings, fingerprint, read_manifest
 from distill.errors import EXIT_BAD_INPUT, BadInput, Problem
 from distill.models.loading import load_tokenizer
 
-_LINES_A_TASK = 64
-_PROBLEMS_SHOWN = 10
 _BYTES_WORTH_A_WORKER = 4 * 2**20
+_FORM = 1
+"""Of the work folder; a change of it makes interrupted runs begin anew."""
+
+OnBad = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run made, what it left out (the first such lines), and how fast it was."""
+
+    manifest: Manifest
+    skipped: list[Problem]
+    throughput: Throughput
 
 
 def preprocess(
     data: list[str], out: Path, recipe: Recipe, kind: Kind = "instructions", workers: int | None = None
 ) -> Manifest:
+    """As `run_preprocess`, with bad lines refused."""
+    return run_preprocess(data, out, recipe, kind, workers=workers).manifest
+
+
+def run_preprocess(
+    data: list[str],
+    out: Path,
+    recipe: Recipe,
+    kind: Kind = "instructions",
+    *,
+    on_bad: OnBad = "fail",
+    shard_bytes: int | None = None,
+    workers: int | None = None,
+    pool: Pool | None = None,
+) -> Outcome:
     """Tokenise the files that `data` names into the folder `out`; rows keep the order of the input.
 
-    The folder appears whole or not at all. A folder of the same tokenizer is replaced.
-
-    Returns:
-        What `records.json` says of them.
+    The folder appears whole or not at all, and its bytes depend neither on the workers nor on interruptions. Until then
+    finished shards of `shard_bytes` wait in `OUT.partial`, from which the same call goes on. A folder of the same
+    tokenizer is replaced. `pool` does the work, or so many `workers`.
 
     Raises:
         BadInput: missing, empty or malformed input; `out` holds something else; nothing was kept.
@@ -57,20 +79,33 @@ def preprocess(
     files = find_files(data)
     tokenizer = load_tokenizer(recipe.tokenizer, "TOKENIZER")
     _check_tokenizer(tokenizer, recipe, kind)
-    settings = RecordSettings(**vars(recipe), data=[str(path) for path in files])
     written_by = fingerprint(tokenizer)
     _check_replaceable(out, written_by)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        counts = _write_rows(files, partial, recipe, kind, workers or _default_workers(files))
-        manifest = Manifest(kind=kind, tokenizer=written_by, settings=settings, counts=counts)
-        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        replace_folder(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return manifest
+    job = Job(recipe, kind, content_hash(tokenizer))
+    size = shard_bytes or shard_size(sum(path.stat().st_size for path in files))
+    inputs = _state_of(files)
+    progress = Progress(out.with_name(out.name + ".partial"), _key(job, inputs, size))
+    with nullcontext(pool) if pool else processes(workers or _default_workers(files)) as workforce:
+        run = Run(job, progress, workforce, skip=on_bad == "skip")
+        try:
+            run.plan(files, size)
+            run.tokenize()
+        except BadInput:
+            if not run.worth_keeping():
+                shutil.rmtree(progress.folder, ignore_errors=True)
+            raise
+        counts = run.counts()
+        if found := _what_is_wrong(counts, files, inputs, kind):
+            shutil.rmtree(progress.folder)
+            raise BadInput([*run.problems(), found])
+        records = run.assemble()
+    settings = RecordSettings(**vars(recipe), data=[str(path) for path in files])
+    manifest = Manifest(kind=kind, tokenizer=written_by, settings=settings, counts=counts)
+    write_text(records / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_folder(records, out)
+    shutil.rmtree(progress.folder)
+    return Outcome(manifest, run.problems(), run.throughput)
 
 
 def _default_workers(files: list[Path]) -> int:
@@ -79,72 +114,28 @@ def _default_workers(files: list[Path]) -> int:
     return min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
 
 
-def _write_rows(files: list[Path], folder: Path, recipe: Recipe, kind: str, workers: int) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    features = INSTRUCTION_FEATURES if kind == "instructions" else TEXT_FEATURES
-    # Written once as one stream, then into place: datasets refuses to save a folder over its own source.
-    stream = folder / "stream" / "rows.arrow"
-    stream.parent.mkdir()
-    with ArrowWriter(path=str(stream), features=features) as writer:
-        for row in _rows(files, recipe, kind, workers, counts):
-            writer.write(row)
-        writer.finalize()
-    if counts["kept"] == 0:
-        mend = "raise MAX_PROMPT" if kind == "instructions" else "lower MAX_LENGTH or give more text"
-        raise BadInput(Problem("DATA", str(files[0]), f"no record was kept ({dict(counts)})", mend))
-    rows = datasets.Dataset.from_file(str(stream))
-    datasets.disable_progress_bars()
-    rows.save_to_disk(str(folder))
-    shutil.rmtree(stream.parent)
-    return {name: count for name, count in sorted(counts.items()) if count}
+def _state_of(files: list[Path]) -> list[tuple[str, int, int]]:
+    """What tells whether a file was changed."""
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
-def _rows(files: list[Path], recipe: Recipe, kind: str, workers: int, counts: Counter[str]) -> Iterator[dict[str, Any]]:
-    with (
-        tqdm(total=sum(path.stat().st_size for path in files), unit="B", unit_scale=True, desc="tokenise") as bar,
-        _mapper(recipe, workers) as map_in_order,
-    ):
-        tasks = _tasks(files, bar)
-        if kind == "instructions":
-            for chunk in map_in_order(tokenize_instructions, tasks):
-                counts.update(chunk.counts)
-                yield from chunk.rows
-        else:
-            pieces = (ids for texts in map_in_order(tokenize_text, tasks) for ids in texts)
-            yield from _pack(pieces, recipe.max_length, counts)
+def _key(job: Job, inputs: list[tuple[str, int, int]], size: int) -> str:
+    """A hash of all that decides the bytes of a shard."""
+    versions = [library.__version__ for library in (datasets, pyarrow, tokenizers, transformers)]
+    return hash_of([_FORM, vars(job.recipe), job.kind, job.tokenizer_hash, inputs, size, versions])
 
 
-@contextmanager
-def _mapper(recipe: Recipe, workers: int) -> Iterator[Any]:
-    """A `map` over worker processes that keeps the order, so the output is the same for any number of them."""
-    if workers == 1:
-        start_worker(recipe)
-        yield map
-        return
-    # spawn: a fork would copy this process's threads' locks.
-    with multiprocessing.get_context("spawn").Pool(workers, start_worker, [recipe]) as pool:
-        yield pool.imap
-
-
-def _pack(pieces: Iterator[list[int]], length: int, counts: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Cut the stream of all tokens into chunks of exactly `length`; the rest at the end is dropped."""
-    pending: list[int] = []
-    for ids in pieces:
-        counts["tokens read"] += len(ids)
-        pending += ids
-        while len(pending) >= length:
-            yield {"input_ids": pending[:length]}
-            counts["kept"] += 1
-            pending = pending[length:]
-    counts["dropped: tokens of the last, incomplete chunk"] += len(pending)
-
-
-def _tasks(files: list[Path], bar: Any) -> Iterator[list[Line]]:
-    for path in files:
-        lines = ((str(path), number, line) for number, line in read_lines(path))
-        while task := list(islice(lines, _LINES_A_TASK)):
-            bar.update(sum(len(line.encode()) for _, _, line in task))
-            yield task
+def _what_is_wrong(
+    counts: dict[str, int], files: list[Path], inputs: list[tuple[str, int, int]], kind: Kind
+) -> Problem | None:
+    """Of tokenised shards that each by itself is fine."""
+    changed = [before[0] for before, now in zip(inputs, _state_of(files), strict=True) if before != now]
+    if changed:
+        return Problem("DATA", changed[0], "was changed while it was read", "run again when it is complete")
+    if "kept" in counts:
+        return None
+    mend = "raise MAX_PROMPT" if kind == "instructions" else "lower MAX_LENGTH or give more text"
+    return Problem("DATA", str(files[0]), f"no record was kept ({counts})", mend)
 
 
 def _check_tokenizer(tokenizer: Any, recipe: Recipe, kind: Kind) -> None:
@@ -174,7 +165,44 @@ def _check_replaceable(out: Path, tokenizer: str) -> None:
 
 
 def main() -> int:
-    """Command line."""
+    """Command line; under MPI rank 0 leads, and the others work for it."""
+    args = _parser().parse_args()
+    try:
+        if not under_mpi():
+            return _report(args, None)
+        if args.workers:
+            raise BadInput(Problem("--workers", args.workers, "the ranks of MPI are the workers", "leave it out"))
+        with ranks() as pool:
+            return _report(args, pool) if pool else 0
+    except BadInput as error:
+        for problem in error.problems:
+            print(f"preprocess: {problem}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("preprocess: interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _report(args: argparse.Namespace, pool: Pool | None) -> int:
+    recipe = Recipe(args.tokenizer, args.template, args.max_prompt, args.max_length)
+    outcome = run_preprocess(
+        args.data,
+        args.out,
+        recipe,
+        args.kind,
+        on_bad=args.on_bad,
+        shard_bytes=args.shard_bytes,
+        workers=args.workers,
+        pool=pool,
+    )
+    for problem in outcome.skipped:
+        print(f"preprocess: skipped: {problem}", file=sys.stderr)
+    print(outcome.throughput)
+    print(f"{args.out}: " + ", ".join(f"{count} {name}" for name, count in outcome.manifest.counts.items()))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, help="jsonl or txt files, or globs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
@@ -183,19 +211,10 @@ def main() -> int:
     parser.add_argument("--template", choices=TEMPLATES, default="alpaca")
     parser.add_argument("--max-prompt", type=int, default=256, help="tokens; longer prompts are dropped")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of prompt and response together")
-    parser.add_argument("--workers", type=int, help="processes; default: one a core")
-    args = parser.parse_args()
-    recipe = Recipe(args.tokenizer, args.template, args.max_prompt, args.max_length)
-    try:
-        manifest = preprocess(args.data, args.out, recipe, args.kind, args.workers)
-    except BadInput as error:
-        for problem in error.problems[:_PROBLEMS_SHOWN]:
-            print(f"preprocess: {problem}", file=sys.stderr)
-        if len(error.problems) > _PROBLEMS_SHOWN:
-            print(f"preprocess: … and {len(error.problems) - _PROBLEMS_SHOWN} more lines", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    print(f"{args.out}: " + ", ".join(f"{count} {name}" for name, count in manifest.counts.items()))
-    return 0
+    parser.add_argument("--on-bad", choices=("fail", "skip"), default="fail", help="what to do about bad lines")
+    parser.add_argument("--workers", type=positive, help="processes; default: one a core")
+    parser.add_argument("--shard-bytes", type=positive, help="input of one output file; default: by the input's size")
+    return parser
 
 
 if __name__ == "__main__":

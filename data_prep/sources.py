@@ -51,7 +51,7 @@ def parse_json(line: str, where: str) -> Any:
     """
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         column = getattr(error, "colno", "?")
         wrong = f"not valid JSON at column {column}"
         raise BadInput(Problem("DATA", where, wrong, "one JSON object a line is needed")) from None

@@ -7,6 +7,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from data_prep.encoder import Encoder
+
 
 @dataclass(frozen=True)
 class Example:
@@ -71,18 +73,48 @@ def render(example: Example, template: str, tokenizer: PreTrainedTokenizerBase) 
     """Token ids of the prompt in the named template, with the tokenizer's own BOS and no EOS.
 
     Raises:
-        Malformed: the conversation needs a chat template.
+        Malformed: the conversation needs a chat template, or the tokenizer's refuses it.
     """
+    (ids,) = render_all([example], template, Encoder(tokenizer))
+    if isinstance(ids, Malformed):
+        raise ids
+    return ids
+
+
+def render_all(examples: list[Example], template: str, encode: Encoder) -> list[list[int] | Malformed]:
+    """As `render`, of many examples at once; in the place of a refused one stands why."""
+    texts = prompt_texts(examples, template, encode.tokenizer)
+    # Chat templates write BOS themselves.
+    found = iter(encode([text for text in texts if isinstance(text, str)], special_tokens=template != "chat"))
+    prompts = [next(found) if isinstance(text, str) else text for text in texts]
     if template == "chat":
-        try:
-            ids = tokenizer.apply_chat_template(example.messages, add_generation_prompt=True, return_dict=False)
-        except TemplateError as error:
-            raise Malformed(f"the tokenizer's chat template refuses it: {error}") from None
-        return list(ids)
-    if len(example.messages) > 1:
-        raise Malformed(f"a conversation of {len(example.messages)} turns needs TEMPLATE=chat")
-    ids = tokenizer.encode(_TEXT_TEMPLATES[template](example))
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+        return prompts
+    eos = encode.tokenizer.eos_token_id
+    return [ids[:-1] if isinstance(ids, list) and ids and ids[-1] == eos else ids for ids in prompts]
+
+
+def prompt_texts(examples: list[Example], template: str, tokenizer: PreTrainedTokenizerBase) -> list[str | Malformed]:
+    """The prompts as text; in the place of a refused one stands why."""
+    if template == "chat":
+        return _chat(examples, tokenizer)
+    return [
+        Malformed(f"a conversation of {len(example.messages)} turns needs TEMPLATE=chat")
+        if len(example.messages) > 1
+        else _TEXT_TEMPLATES[template](example)
+        for example in examples
+    ]
+
+
+def _chat(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> list[str | Malformed]:
+    if not examples:
+        return []
+    try:
+        conversations = [example.messages for example in examples]
+        return list(tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False))
+    except TemplateError as error:
+        if len(examples) == 1:
+            return [Malformed(f"the tokenizer's chat template refuses it: {error}")]
+        return [text for example in examples for text in _chat([example], tokenizer)]
 
 
 def _plain(example: Example) -> str:

@@ -3,6 +3,7 @@
 python -m tools.benchmark loss --json loss.json
 python -m tools.benchmark rollout --json rollout.json
 python -m tools.benchmark step --json step.json
+python -m tools.benchmark preprocess --json preprocess.json
 """
 
 import argparse
@@ -10,8 +11,9 @@ import json
 import sys
 from pathlib import Path
 
+from data_prep.templates import TEMPLATES
 from distill.console import positive, quiet_libraries
-from tools.benchmarks import loss, rollout, step
+from tools.benchmarks import loss, preprocess, rollout, step
 
 
 def main() -> int:
@@ -47,7 +49,17 @@ def _parser() -> argparse.ArgumentParser:
     of_step.add_argument("--micro-batch", type=positive, default=8)
     of_step.set_defaults(run=step.run)
 
-    for each in (of_loss, of_rollout, of_step):
+    of_preprocess = what.add_parser("preprocess", help="tokenising raw text", description=preprocess.__doc__)
+    of_preprocess.add_argument("--megabytes", type=float, default=16.0, help="size of the text made up for each kind")
+    of_preprocess.add_argument("--data", type=Path, help="a jsonl or txt file to tokenise instead, of one --kind")
+    of_preprocess.add_argument("--kind", choices=("instructions", "text"), help="default: both")
+    of_preprocess.add_argument("--tokenizer", help="Hugging Face folder or id; default: trained on the text")
+    of_preprocess.add_argument("--template", choices=TEMPLATES, default="alpaca")
+    of_preprocess.add_argument("--workers", type=positive, help="processes; default: one a core")
+    of_preprocess.add_argument("--seed", type=int, default=0)
+    of_preprocess.set_defaults(run=preprocess.run)
+
+    for each in (of_loss, of_rollout, of_step, of_preprocess):
         each.add_argument("--repeats", type=positive, default=5, help="counted rounds; medians are reported")
         each.add_argument("--json", type=Path, help="write the figures here too")
     return parser

@@ -4,15 +4,13 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from tools.memory import MemoryWatch
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Ledger:
             self._begin_anew(stage)
         print(f"▸ {stage.name}", flush=True)
         started = time.monotonic()
-        with _MemoryWatch() as memory:
+        with MemoryWatch() as memory:
             for command in stage.commands:
                 code = subprocess.run(command, check=False).returncode
                 if code:
@@ -90,32 +88,3 @@ class Ledger:
         beside = self.path.with_suffix(".new")
         beside.write_text(json.dumps(self.finished, indent=1) + "\n")
         beside.rename(self.path)
-
-
-class _MemoryWatch:
-    """The largest proportional set size of this process and all its children, looked at once a second."""
-
-    peak_gib = 0.0
-
-    def __enter__(self) -> "_MemoryWatch":
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(1.0):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    memory = process.memory_full_info()
-                    # Linux counts shared pages by share; elsewhere what a process has to itself comes closest.
-                    total += memory.pss if sys.platform == "linux" else memory.uss
-                except psutil.Error:
-                    continue  # it ended meanwhile
-            self.peak_gib = max(self.peak_gib, total / 2**30)

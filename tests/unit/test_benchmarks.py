@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import tiny_llama
 
+from data_prep.tokenize import Recipe
 from tools.benchmarks.floor import mixed_rollout_floor, parameters
+from tools.benchmarks.preprocess import Prose, Share, _texts_of, speeds, train_tokenizer, write_corpus
 from tools.benchmarks.timing import interleaved, ratio, spread
 
 
@@ -36,6 +38,22 @@ def test_floor_of_a_rollout_by_hand() -> None:
     assert mixed_rollout_floor(student, teacher, 3, 7, 5, (4, 2), (1.0, 1e12)) == pytest.approx(by_arithmetic)
     by_memory = 2 * (4 * layer + 4 * head + 2 * 2 * layer + head)
     assert mixed_rollout_floor(student, teacher, 3, 7, 5, (4, 2), (1e12, 1.0)) == pytest.approx(by_memory)
+
+
+def test_preprocessing_is_compared_on_the_texts_that_it_tokenises(tmp_path: Path) -> None:
+    lines = [Prose(7).line("instructions") for _ in range(2)]
+    assert lines[0] == lines[1]
+    prose = Prose(7)
+    write_corpus(tmp_path / "a.jsonl", 20_000, lambda: prose.line("instructions"))
+    write_corpus(tmp_path / "a.txt", 20_000, lambda: prose.line("text"))
+    train_tokenizer(tmp_path / "tokenizer", tmp_path / "a.txt")
+    recipe = Recipe(str(tmp_path / "tokenizer"), "plain", 256, 512)
+    figures = speeds(tmp_path / "a.jsonl", recipe, "instructions", 1, 2)
+    assert figures["preprocess_over_tokenizer_instructions"] > 0
+    assert figures["tokens_per_s_per_core_instructions"] > 0
+    _, texts = _texts_of(Share(tmp_path / "a.jsonl", recipe, "instructions", 0, 1))
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert texts == [row["instruction"] + "\n\n" for row in rows] + [row["output"] for row in rows]
 
 
 KEYS = {

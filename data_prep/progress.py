@@ -1,0 +1,92 @@
+"""The work folder `OUT.partial`: what an interrupted run has finished, for the same command to go on from.
+
+plan.json        a hash of recipe, tokenizer and inputs, and the shards
+shards/N.json    what became of shard N; its rows are finished
+shards/N.tokens  kind text: its tokens, int32
+records/         the folder of records to be
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import UNFINISHED, write_text
+from data_prep.shards import Shard, Span
+from data_prep.tokenize import Summary
+from distill.errors import Problem
+
+_PLAN = "plan.json"
+
+
+def hash_of(content: Any) -> str:
+    """Of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Progress:
+    """What is finished of a run whose recipe and inputs have the hash `key`."""
+
+    def __init__(self, folder: Path, key: str):
+        self.folder = folder
+        self.records = folder / "records"
+        self._shards = folder / "shards"
+        self._key = key
+        self.finished: dict[int, Summary] = {}
+
+    def begin_anew(self, shards: list[Shard], resumable: bool) -> None:
+        """Drop what lies there and write the plan, unless another run should make its own."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._shards.mkdir(parents=True)
+        self.records.mkdir()
+        if resumable:
+            write_text(
+                self.folder / _PLAN, json.dumps({"key": self._key, "shards": [asdict(shard) for shard in shards]})
+            )
+
+    def resume(self, kind: str) -> list[Shard] | None:
+        """The shards of an earlier run of the same work, its finished ones read; None if there was none."""
+        try:
+            plan = json.loads((self.folder / _PLAN).read_bytes())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(plan, dict) or plan.get("key") != self._key or not self.records.is_dir():
+            return None
+        shards = [Shard(one["number"], tuple(Span(**span) for span in one["spans"])) for one in plan["shards"]]
+        for shard in shards:
+            found, rows = self._summary(shard.number), self.rows(kind, shard.number, len(shards))
+            if found and rows.is_file() and rows.stat().st_size == found.size:
+                self.finished[shard.number] = found
+        return shards
+
+    def rows(self, kind: str, number: int, total: int) -> Path:
+        """Where tokenising leaves a shard."""
+        return self.data_file(number, total) if kind == "instructions" else self._shards / f"{number:05}.tokens"
+
+    def data_file(self, number: int, total: int) -> Path:
+        """Where a shard's rows lie in the end, under the name that `datasets` gives such a file."""
+        return self.records / f"data-{number:05}-of-{total:05}.arrow"
+
+    def finish(self, summary: Summary) -> None:
+        """Note a shard whose rows lie in their place, unless another attempt may read more of it."""
+        if not summary.unreadable:
+            content = vars(summary) | {"problems": [vars(problem) for problem in summary.problems]}
+            write_text(self._shards / f"{summary.number:05}.json", json.dumps(content))
+        self.finished[summary.number] = summary
+
+    def sweep(self) -> None:
+        """Remove what killed workers have left half-written among the records."""
+        for path in self.records.glob(f"*{UNFINISHED}"):
+            path.unlink()
+
+    def _summary(self, number: int) -> Summary | None:
+        try:
+            content = json.loads((self._shards / f"{number:05}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        counts, bad = Counter(content.pop("counts")), Counter(content.pop("bad"))
+        problems = [Problem(**problem) for problem in content.pop("problems")]
+        return Summary(**content, counts=counts, bad=bad, problems=problems)

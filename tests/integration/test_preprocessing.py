@@ -1,0 +1,163 @@
+"""Preprocessing with real processes and MPI ranks: the same bytes from any of them, and after a kill."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import psutil
+import pytest
+
+from data_prep.pool import processes
+from data_prep.preprocess import run_preprocess
+from data_prep.tokenize import Recipe
+from distill.data.loading import InstructionRecords, TextRecords
+from distill.data.records import Kind
+from distill.errors import BadInput
+
+needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed")
+SHARD = 20_000
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Path:
+    """Two jsonl files of instructions with a `text` field, and one of plain lines; 45 shards in all."""
+    folder = tmp_path_factory.mktemp("raw")
+    rows = [
+        json.dumps({"instruction": text, "output": f"{n} {text}", "text": f"{text} {n}"})
+        for n in range(3)
+        for text in corpus
+    ]
+    (folder / "a.jsonl").write_text("\n".join(rows[:1000]) + "\n")
+    (folder / "b.jsonl").write_text("\n".join(rows[1000:]))
+    (folder / "c.txt").write_text("\n\n".join(corpus * 2))
+    return folder
+
+
+def inputs(raw: Path, kind: Kind) -> list[str]:
+    return [str(raw / "*.jsonl"), *([str(raw / "c.txt")] if kind == "text" else [])]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, raw: Path, models_dir: Path) -> dict[Kind, Path]:
+    """The records of each kind as one process writes them."""
+    folder = tmp_path_factory.mktemp("alone")
+    kinds: tuple[Kind, ...] = ("instructions", "text")
+    for kind in kinds:
+        run_preprocess(inputs(raw, kind), folder / kind, recipe_of(models_dir), kind, shard_bytes=SHARD, workers=1)
+    return {kind: folder / kind for kind in kinds}
+
+
+def recipe_of(models_dir: Path) -> Recipe:
+    return Recipe(str(models_dir / "student"), "alpaca", max_prompt=200, max_length=300)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def command(raw: Path, models_dir: Path, out: Path, kind: Kind, *more: str) -> list[str]:
+    line = [sys.executable, "-m", "data_prep.preprocess", "--data", *inputs(raw, kind), "--out", str(out)]
+    line += ["--tokenizer", str(models_dir / "student"), "--kind", kind, "--template", "alpaca"]
+    return [*line, "--max-prompt", "200", "--max-length", "300", "--shard-bytes", str(SHARD), *more]
+
+
+def mpirun(ranks: int, line: list[str], root: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    allowed["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
+    return subprocess.run(
+        ["mpirun", "-n", str(ranks), *line],
+        cwd=root,
+        env=environment | allowed,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "workers"), [("instructions", 2), ("text", 5)])
+def test_any_number_of_processes_writes_the_same_bytes(
+    kind: Kind, workers: int, raw: Path, alone: dict[Kind, Path], models_dir: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(models_dir)
+    run_preprocess(inputs(raw, kind), tmp_path / "out", recipe, kind, shard_bytes=SHARD, workers=workers)
+    assert len(hashes(tmp_path / "out")) > 20
+    assert hashes(tmp_path / "out") == hashes(alone[kind])
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run() -> None:
+    with processes(2) as pool, pytest.raises(BadInput, match="one of them was killed"):
+        list(pool.results(os._exit, [1]))
+
+
+@pytest.mark.slow
+def test_rows_do_not_depend_on_the_shards(raw: Path, alone: dict[Kind, Path], models_dir: Path, tmp_path: Path) -> None:
+    for kind, folder in alone.items():
+        recipe, one = recipe_of(models_dir), 10**7
+        whole = run_preprocess(inputs(raw, kind), tmp_path / kind, recipe, kind, shard_bytes=one, workers=1)
+        rows = datasets.load_from_disk(str(folder))
+        assert len(list((tmp_path / kind).glob("*.arrow"))) == 1
+        assert rows.to_list() == datasets.load_from_disk(str(tmp_path / kind)).to_list()
+        assert len(rows) == whole.manifest.counts["kept"]
+    assert InstructionRecords(alone["instructions"], "x").batch([0, 1871]).response_lengths.min() > 0
+    assert TextRecords(alone["text"], "x").batch([5, 0]).response_ids.shape == (2, 299)
+
+
+@pytest.mark.slow
+@needs_mpirun
+def test_mpi_ranks_write_the_same_bytes(
+    raw: Path, alone: dict[Kind, Path], models_dir: Path, tmp_path: Path, root: Path, environment: dict[str, str]
+) -> None:
+    done = mpirun(3, command(raw, models_dir, tmp_path / "out", "text"), root, environment)
+    assert done.returncode == 0, done.stderr
+    assert "with 3 workers" in done.stdout
+    assert "MB/s" in done.stdout
+    assert "tokens/s" in done.stdout
+    assert hashes(tmp_path / "out") == hashes(alone["text"])
+
+
+@pytest.mark.slow
+@needs_mpirun
+def test_ranks_end_with_one_message_about_bad_lines(
+    models_dir: Path, tmp_path: Path, root: Path, environment: dict[str, str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": "Go."}\n' * 2000 + "{\n")
+    done = mpirun(2, command(tmp_path, models_dir, tmp_path / "out", "instructions"), root, environment)
+    assert done.returncode == 2
+    assert done.stderr.count("a.jsonl:2001': not valid JSON") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    raw: Path, alone: dict[Kind, Path], models_dir: Path, tmp_path: Path, root: Path, environment: dict[str, str]
+) -> None:
+    line = command(raw, models_dir, tmp_path / "out", "instructions")
+    finished, rows = tmp_path / "out.partial" / "shards", tmp_path / "out.partial" / "records"
+    with subprocess.Popen([*line, "--workers", "2"], cwd=root, env=environment, stderr=subprocess.DEVNULL) as running:
+        while len(list(finished.glob("*.json"))) < 3 and running.poll() is None:
+            time.sleep(0.001)
+        family = psutil.Process(running.pid).children(recursive=True)
+        running.kill()
+    assert running.returncode == -signal.SIGKILL
+    assert not psutil.wait_procs(family, timeout=10)[1], "workers end with the process that started them"
+    before = len(list(finished.glob("*.json")))
+    written = {path.name: path.stat().st_mtime_ns for path in rows.glob("*.arrow")}
+    assert 3 <= before < len(list(alone["instructions"].glob("*.arrow")))
+    assert not (tmp_path / "out").exists()
+    done = subprocess.run(line, cwd=root, env=environment, capture_output=True, text=True, timeout=100, check=True)
+    assert f"continues: {before} of" in done.stdout
+    assert hashes(tmp_path / "out") == hashes(alone["instructions"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    kept = [name for name, at in written.items() if (tmp_path / "out" / name).stat().st_mtime_ns == at]
+    assert len(kept) >= before, "finished shards are not written again"

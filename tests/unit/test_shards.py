@@ -1,0 +1,356 @@
+"""The parts of preprocessing at scale: cutting files, encoding in batches, packing, and what is kept of a run."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from data_prep import shards, tokenize
+from data_prep.encoder import Encoder, content_hash
+from data_prep.packing import pack_shard, plan_rows
+from data_prep.pool import processes, ranks, under_mpi
+from data_prep.preprocess import Outcome, run_preprocess
+from data_prep.shards import Line, count_newlines, cut, cut_inside_a_file, number_lines, read_lines_of, shard_size
+from data_prep.templates import Malformed, parse, render, render_all
+from data_prep.tokenize import Job, Recipe, tokenize_shard
+from distill.errors import BadInput
+
+same_folder = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+texts = st.lists(st.sampled_from(["", "a", "bc", "\n", "\n\n", "a\nb", "é\n", "long " * 5, "\r\n"])).map("".join)
+
+
+@same_folder
+@given(st.lists(texts.filter(bool), min_size=1, max_size=3), st.integers(1, 40))
+def test_shards_of_any_size_hold_every_line_once_with_its_number(
+    tmp_path: Path, contents: list[str], size: int
+) -> None:
+    files = [tmp_path / str(index) for index in range(len(contents))]
+    for path, text in zip(files, contents, strict=True):
+        path.write_bytes(text.encode())
+    found = cut(files, size)
+    assert [shard.number for shard in found] == list(range(len(found)))
+    assert {shard.bytes for shard in found[:-1]} <= {size}
+    newlines = {shard.number: count_newlines(shard) for shard in cut_inside_a_file(found)}
+    lines = [line for shard in number_lines(found, newlines) for line in read_lines_of(shard)]
+    expected = [Line(str(path), n, raw) for path in files for n, raw in enumerate(path.open("rb"), 1)]
+    assert lines == expected
+
+
+def test_the_size_of_a_shard_goes_by_the_input_alone() -> None:
+    assert [shard_size(total) for total in (1, 2**28, 2**28 + 1, 2**36, 2**44)] == [2**18, 2**18, 2**19, 2**26, 2**27]
+
+
+def test_a_line_too_long_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "LONGEST_LINE", 8)
+    monkeypatch.setattr(shards, "_READ_AT_ONCE", 3)
+    path = tmp_path / "a.txt"
+    path.write_text("short\n" + "x" * 50 + "\nseven77\nlast")
+    for size in (10, 1000):
+        found = cut([path], size)
+        newlines = {shard.number: count_newlines(shard) for shard in cut_inside_a_file(found)}
+        lines = [line for shard in number_lines(found, newlines) for line in read_lines_of(shard)]
+        assert [(line.number, line.raw) for line in lines if isinstance(line, Line)] == [
+            (1, b"short\n"),
+            (2, None),
+            (3, b"seven77\n"),
+            (4, b"last"),
+        ]
+
+
+@same_folder
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(2, 12), st.integers(1, 40))
+def test_rows_are_the_whole_stream_cut_at_equal_lengths(
+    tmp_path: Path, tokens: list[int], length: int, at_once: int
+) -> None:
+    stream = np.arange(sum(tokens), dtype=np.int32)
+    files = [tmp_path / f"{n}.tokens" for n in range(len(tokens))]
+    for path, part in zip(files, np.split(stream, np.cumsum(tokens)[:-1]), strict=True):
+        path.write_bytes(part.tobytes())
+    found: list[list[int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_prep.packing._TOKENS_AT_ONCE", at_once)
+        for number, rows in enumerate(plan_rows(files, tokens, length)):
+            pack_shard(rows, length, tmp_path / f"{number}.arrow")
+            found += datasets.Dataset.from_file(str(tmp_path / f"{number}.arrow"), in_memory=True)["input_ids"][:]
+    whole = len(stream) // length
+    assert found == stream[: whole * length].reshape(whole, length).tolist()
+
+
+def example(text: str, turns: int = 1) -> Any:
+    return parse({"messages": [{"role": "user", "content": text}] * turns, "output": "x"}, "1")
+
+
+@pytest.mark.parametrize("template", ["chat", "alpaca", "plain"])
+@pytest.mark.parametrize("ends", [False, True])
+def test_batches_give_the_ids_of_one_text_at_a_time(
+    tokenizer: PreTrainedTokenizerFast, template: str, ends: bool, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    own = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    if ends:  # a tokenizer that frames every text, and whose file asks for truncation and padding
+        own.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|user|> $A <eos>", special_tokens=[("<eos>", 0), ("<|user|>", 1)]
+        )
+        own.backend_tokenizer.enable_truncation(8)
+        own.backend_tokenizer.enable_padding(length=30)
+    said = ["Why?", "A longer question, with naïve 日本.\n\n", "<eos> within", "word " * 40]
+    examples = [example(text) for text in said]
+    found = render_all([examples[0], example("x", turns=3), *examples[1:]], template, Encoder(own))
+    refused = found.pop(1)
+    assert isinstance(refused, Malformed)
+    assert ("turns must alternate" if template == "chat" else "needs TEMPLATE=chat") in str(refused)
+    for ids, one in zip(found, examples, strict=True):
+        if template == "chat":
+            expected = own.apply_chat_template(one.messages, add_generation_prompt=True, return_dict=False)
+        else:
+            text = one.messages[0]["content"]
+            expected = own.encode(text + "\n\n") if template == "plain" else render(one, template, own)
+            expected = expected[:-1] if expected[-1] == 0 else expected
+        assert ids == expected
+
+
+def test_a_tokenizer_that_python_changes_is_asked_through_python(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Encoder(tokenizer)._rust is not None
+    honest = PreTrainedTokenizerFast._encode_plus
+
+    def shouting(self: PreTrainedTokenizerFast, text: Any, **named: Any) -> Any:
+        louder = [one.upper() for one in text] if isinstance(text, list) else text.upper()
+        return honest(self, louder, **named)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "_encode_plus", shouting)
+    encode = Encoder(tokenizer)
+    assert encode._rust is None
+    assert [tokenizer.decode(ids) for ids in encode(["quiet", "words"])] == ["QUIET", "WORDS"]
+    assert encode([]) == []
+
+
+@pytest.fixture
+def recipe(models_dir: Path) -> Recipe:
+    return Recipe(str(models_dir / "student"), "chat", max_prompt=40, max_length=200)
+
+
+def test_another_tokenizer_on_a_host_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    with pytest.raises(BadInput, match="is another tokenizer on"):
+        tokenize_shard(Job(recipe, "text", "of another"), cut([tmp_path / "a.jsonl"], 10)[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_chat_template_counts_as_part_of_a_tokenizer(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    first, second = (PreTrainedTokenizerFast.from_pretrained(tmp_path) for _ in range(2))
+    assert content_hash(first) == content_hash(second)
+    second.chat_template = "{{ messages }}"
+    assert content_hash(first) != content_hash(second)
+
+
+def lines(count: int) -> list[str]:
+    return [json.dumps({"instruction": f"Say {n}.", "output": f"{n} " * 20}) for n in range(count)]
+
+
+class Runs:
+    """Runs over one file in small shards, and how many shards each of them tokenised."""
+
+    def __init__(self, folder: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
+        self.data = folder / "a.jsonl"
+        self.out = folder / "out"
+        self.partial = folder / "out.partial"
+        self.recipe = recipe
+        self.tokenized: list[int] = []
+        self.stop_at: int | None = None
+        monkeypatch.setattr("data_prep.run.tokenize_shard", self._tokenize)
+
+    def _tokenize(self, job: Job, shard: shards.Shard, out: Path) -> tokenize.Summary:
+        if shard.number == self.stop_at:
+            raise KeyboardInterrupt
+        self.tokenized.append(shard.number)
+        return tokenize_shard(job, shard, out)
+
+    def __call__(self, **changes: Any) -> Outcome:
+        self.tokenized.clear()
+        given = {"recipe": self.recipe, "shard_bytes": 2000, "workers": 1} | changes
+        return run_preprocess([str(self.data)], self.out, **given)
+
+    def content(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.out.iterdir()}
+
+
+@pytest.fixture
+def runs(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    return Runs(tmp_path, recipe, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["instructions", "text"])
+def test_an_interrupted_run_goes_on_where_it_was(runs: Runs, kind: Any) -> None:
+    runs.data.write_text("\n".join(lines(100) if kind == "instructions" else [json.dumps({"text": "w " * 30})] * 150))
+    runs(kind=kind)
+    whole, numbers = runs.content(), list(runs.tokenized)
+    assert len(numbers) > 4
+    runs.stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        runs(kind=kind)
+    assert runs.content() == whole, "the finished folder stays until another is complete"
+    runs.stop_at = None
+    (runs.partial / "records" / "data-00003-of-00009.arrow.host.1.new").touch()  # as a killed worker leaves it
+    rows = sorted(runs.partial.glob("records/*.arrow" if kind == "instructions" else "shards/*.tokens"))
+    os.truncate(rows[1], 100)  # as a crash of the machine may leave it
+    outcome = runs(kind=kind)
+    assert runs.tokenized == [1, *numbers[3:]]
+    assert runs.content() == whole
+    assert not runs.partial.exists()
+    assert outcome.throughput.bytes == runs.data.stat().st_size - 2 * 2000
+
+
+@pytest.mark.parametrize("change", ["recipe", "kind", "input", "shards"])
+def test_another_recipe_or_input_begins_anew(runs: Runs, change: str) -> None:
+    runs.data.write_text("\n".join(f'{line[:-1]}, "text": "w w"}}' for line in lines(100)))
+    runs.stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        runs()
+    runs.stop_at = None
+    changes: dict[str, Any] = {
+        "recipe": {"recipe": Recipe(runs.recipe.tokenizer, "chat", 40, 199)},
+        "kind": {"kind": "text"},
+        "input": {},
+        "shards": {"shard_bytes": 4000},
+    }
+    if change == "input":
+        runs.data.write_text(runs.data.read_text())  # the same bytes at another time
+    runs(**changes[change])
+    assert runs.tokenized[0] == 0
+
+
+def test_bad_lines_fail_or_are_skipped_and_finished_shards_serve_both(runs: Runs) -> None:
+    good = lines(100)
+    bad = {33: '{"instruction": "half', 34: '{"instruction": "\\ud83d", "output": "x"}', 80: "[" * 100000}
+    runs.data.write_text("\n".join(bad.get(n, line) for n, line in enumerate(good, 1)))
+    with pytest.raises(BadInput) as caught:
+        runs()
+    first, second, what_to_do = caught.value.problems
+    assert (first.value, second.value) == (f"{runs.data}:33", f"{runs.data}:34")
+    assert "half a surrogate pair" in second.wrong
+    assert what_to_do.wrong.endswith("shards read so far: 2")
+    assert "goes on from the shards that are finished" in what_to_do.mend
+    finished = set(runs.tokenized)
+    with pytest.raises(BadInput, match=":33"):
+        runs()
+    assert not runs.tokenized, "the same command fails at once"
+    outcome = runs(on_bad="skip")
+    assert not finished & set(runs.tokenized)
+    assert [problem.value for problem in outcome.skipped] == [f"{runs.data}:{n}" for n in bad]
+    assert outcome.manifest.counts == {"kept": 97, "read": 97, "skipped: bad lines": 3}
+    rows = datasets.load_from_disk(str(runs.out))
+    assert [row["id"].rsplit(":")[-1] for row in rows] == [str(n) for n in range(1, 101) if n not in bad]
+    skipping = runs.content()
+    runs(on_bad="skip")
+    assert runs.content() == skipping
+
+
+def test_of_many_bad_lines_the_first_are_named_and_all_counted(runs: Runs) -> None:
+    runs.data.write_text("\n".join(["{"] * 300 + lines(10)))
+    with pytest.raises(BadInput, match="in the 1 of 1 shards read so far: 300") as caught:
+        runs(shard_bytes=10**6)
+    assert len(caught.value.problems) == 11
+    assert not runs.partial.exists()
+    assert runs(on_bad="skip").manifest.counts == {"kept": 10, "read": 10, "skipped: bad lines": 300}
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_what_cannot_be_read_is_skipped_for_this_time(
+    runs: Runs, counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.data.write_text("\n".join(lines(60)))
+    other = runs.data.with_name("b.jsonl")
+    other.write_text("\n".join(lines(60)))
+
+    def failing(path: str, mode: str) -> Any:
+        if str(path) == str(other):
+            raise OSError(5, "Input/output error")
+        return open(path, mode)
+
+    def both(**changes: Any) -> Outcome:
+        runs.tokenized.clear()
+        size = 2000 if counted else runs.data.stat().st_size
+        files = [str(runs.data), str(other)]
+        return run_preprocess(files, runs.out, runs.recipe, shard_bytes=size, workers=1, **changes)
+
+    whole = {"kept": 120, "read": 120}
+    for on_bad in ("fail", "skip"):
+        with monkeypatch.context() as patch:
+            patch.setattr(shards, "open", failing, raising=False)
+            if on_bad == "fail":
+                with pytest.raises(BadInput, match=r"b\.jsonl.*cannot be read \(Input/output error\)"):
+                    both()
+            else:
+                found = both(on_bad="skip")
+                assert found.manifest.counts["kept"] < 120
+                assert found.manifest.counts["skipped: unreadable pieces of files"] > 0
+                assert found.skipped[0].value == str(other)
+        assert both().manifest.counts == whole
+        assert counted or on_bad == "skip" or runs.tokenized == [1], "only what could not be read is read again"
+
+
+def test_input_that_changes_meanwhile_is_refused(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.data.write_text("\n".join(lines(60)))
+    honest = runs._tokenize
+
+    def appending(*arguments: Any) -> tokenize.Summary:
+        with runs.data.open("a") as file:
+            file.write("\n")
+        return honest(*arguments)
+
+    monkeypatch.setattr("data_prep.run.tokenize_shard", appending)
+    with pytest.raises(BadInput, match="was changed while it was read"):
+        runs()
+    assert not runs.partial.exists()
+    assert not runs.out.exists()
+
+
+def test_tasks_are_taken_no_faster_than_there_are_workers() -> None:
+    taken: list[int] = []
+
+    def tasks() -> Any:
+        for n in range(5):
+            taken.append(n)
+            yield n
+
+    with processes(1) as pool:
+        for n in pool.results(lambda task: task * 10, tasks()):
+            assert n == taken[-1] * 10
+
+
+def test_one_process_of_a_launch_is_told_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert not under_mpi()
+    monkeypatch.setenv("PMI_SIZE", "1")
+    assert not under_mpi()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert under_mpi()
+
+
+def test_ranks_that_mpi_does_not_join_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them would take the whole work for its own."""
+
+    class Alone:
+        COMM_WORLD = type("World", (), {"Get_size": lambda self: 1})()
+        Get_library_version = staticmethod(lambda: "Some MPI v4, package: x")
+
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setattr("data_prep.pool._import_mpi", lambda: (Alone, None))
+    with (
+        pytest.raises(BadInput, match="'Some MPI v4': 4 processes were started, but MPI joins this one with no"),
+        ranks(),
+    ):
+        pass
