@@ -1,5 +1,6 @@
 """The training loop: minibatch → update → log → validate → save."""
 
+import gc
 import time
 from dataclasses import replace
 
@@ -90,6 +91,9 @@ class Run:
             translate, theirs = self._translator(given) if apart else (None, vocab)
             engine = Engine(given, deepspeed_json, dtype, topology, theirs, tp.teacher_tp)
             self.teacher = Teacher(engine, topology, translate)
+        # Tensor parallelism leaves the weights it has replaced in reference cycles: a second copy of the teacher's
+        # shards, for as long as the collector does not look that far.
+        gc.collect()
 
     def _translator(self, teacher: ModelSettings) -> tuple[Translator, int]:
         """From the student's tokens to those of a teacher with another tokenizer, and how many it has."""
