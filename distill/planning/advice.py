@@ -1,7 +1,7 @@
 """What to change: every knob is turned in the config and the run planned again."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.checks.layout import check_batches, check_parallel
@@ -22,13 +22,13 @@ class Advice:
     """Settings and the plan under them."""
 
     overrides: tuple[str, ...]
-    """As the command line takes them."""
+    """As the command line takes them: settings of the run, or `--nodes`."""
     plan: Plan
 
 
 def knobs(plan: Plan) -> list[Advice]:
-    """Single changes that lower the peak, the one that lowers it most first; where none is enough by itself, last a
-    combination that is, if there is one."""
+    """Single changes that lower the peak, the one that lowers it most first; where none is enough by itself, then a
+    combination that is, if there is one; last, more nodes."""
     found = [_planned(plan, change) for change in _changes(plan)]
     better = [advice for advice in found if advice and advice.plan.memory.peak < plan.memory.peak * (1 - _WORTH_IT)]
     better.sort(key=lambda advice: advice.plan.memory.peak)
@@ -36,7 +36,18 @@ def knobs(plan: Plan) -> list[Advice]:
         together = _together(plan)
         if together.plan.fits:
             better.append(together)
-    return better
+    return [*better, *_more_nodes(plan)]
+
+
+def _more_nodes(plan: Plan) -> Iterator[Advice]:
+    """The run on two, four and eight times the nodes, up to where it fits."""
+    for factor in (2, 4, 8):
+        cluster = replace(plan.setup.cluster, nodes=plan.setup.cluster.nodes * factor)
+        if _is_valid(plan.setup.config, cluster.ranks):
+            found = Advice((f"--nodes {cluster.nodes}",), Plan.of(replace(plan.setup, cluster=cluster)))
+            yield found
+            if found.plan.fits:
+                return
 
 
 def deepspeed_choices(plan: Plan) -> list[Advice]:
@@ -90,14 +101,18 @@ def _planned(plan: Plan, change: tuple[str, ...], before: tuple[str, ...] = ()) 
     config = plan.setup.config
     for override in change:
         config = _with(config, override)
-    report = Report()
-    check_parallel(config, plan.setup.cluster.ranks, report)
-    check_batches(config, plan.setup.cluster.ranks, report)
-    if report.problems:
+    if not _is_valid(config, plan.setup.cluster.ranks):
         return None
     keys = {override.partition("=")[0] for override in change}
     kept = tuple(override for override in before if override.partition("=")[0] not in keys)
     return Advice((*kept, *change), Plan.of(with_config(plan.setup, config)))
+
+
+def _is_valid(config: Config, ranks: int) -> bool:
+    report = Report()
+    check_parallel(config, ranks, report)
+    check_batches(config, ranks, report)
+    return not report.problems
 
 
 def _with(config: Config, override: str) -> Config:

@@ -95,6 +95,20 @@ def gathers_once(setup: Setup) -> bool:
     return missing <= (setup.cluster.memory - sum(memory.state.values())) / 3
 
 
+def activation_bytes(setup: Setup, checkpointing: bool) -> float:
+    """What the student keeps of a micro-batch between forward and backward.
+
+    Each layer also keeps an additive mask [B, T, T] where rows are padded. Recomputed in backward, only the layers'
+    inputs are kept, and one layer is whole at a time.
+    """
+    saved: Saved = read_saved(setup.config.student, "student.path", setup.dtype, setup.tp)
+    rows, tokens, layers = setup.config.optim.micro_batch, setup.length, setup.student.layers
+    mask = tokens * setup.item
+    if checkpointing:
+        return rows * tokens * ((layers + 1) * saved.checkpointed_layer + saved.rest + saved.layer + mask)
+    return rows * tokens * (layers * (saved.layer + mask) + saved.rest)
+
+
 def _shard(setup: Setup) -> float:
     """Parameters of the student that a rank optimises."""
     if setup.zero.stage == 0:
@@ -169,16 +183,16 @@ def _hidden_cache(setup: Setup) -> float:
 
 def _loss(setup: Setup) -> dict[str, float]:
     """The fullest moment of a forward and backward: as they start, at the head, behind it, or while gradients leave."""
-    micro_batch, item, zero = setup.config.optim.micro_batch, setup.item, setup.zero
+    item, zero = setup.item, setup.zero
     local = setup.on_rank(setup.student)
     missing = missing_bytes(setup, setup.student)
-    gathered = min(missing, item * zero.max_live)
-    # From the second micro-batch after a round on.
+    # Only from the second micro-batch after a round on does DeepSpeed know what to fetch ahead and what to keep.
     repeats = setup.micro_batches > 1 or setup.steps_per_round > 1 or not setup.samples
+    gathered = min(missing, item * (zero.max_live if repeats else setup.student.head_size / setup.tp))
     prefetched = min(missing, item * zero.prefetch_bucket) if repeats else 0.0
     teacher_head = item * setup.teacher.head_size / setup.tp if setup.teacher and zero.stage == 3 else 0.0
     slope = setup.student.head_size / setup.tp
-    activations = micro_batch * setup.length * _kept(setup)
+    activations = activation_bytes(setup, setup.config.student.gradient_checkpointing)
     bucket = min(zero.reduce_bucket, local)
     leaving = _leaving(setup, bucket)
     # What of a backward is still to come when the first bucket is full.
@@ -197,15 +211,6 @@ def _loss(setup: Setup) -> dict[str, float]:
     fullest = max(moments, key=lambda moment: sum(moment.values()))
     cache = _hidden_cache(setup) if setup.config.rollout.teacher_cache == "device" else 0.0
     return fullest | {"teacher's hidden states": cache} | _gradients_between_micro_batches(setup)
-
-
-def _kept(setup: Setup) -> float:
-    """Activations of the student in bytes a token; recomputed, one layer's are whole at a time."""
-    settings = setup.config.student
-    saved: Saved = read_saved(settings, "student.path", setup.dtype, setup.tp)
-    if settings.gradient_checkpointing:
-        return setup.student.layers * saved.checkpointed_layer + saved.layer + saved.rest
-    return setup.student.layers * saved.layer + saved.rest
 
 
 def _chunk(setup: Setup) -> float:
@@ -243,5 +248,10 @@ def _update(setup: Setup) -> dict[str, float]:
     if setup.zero.offload_optimizer:
         return {"update": 0.0}
     gradients = setup.item * shard if stage < 3 else 0.0
-    temporaries = (1 + (_ADAM_TEMPORARIES if cpu else 0)) * _FP32 * shard
+    # Group after group: what tensor parallelism splits and what not are two, and ZeRO-3 cuts large ones.
+    student = setup.student
+    group = shard if setup.tp == 1 else shard * max(student.split, student.replicated) / student.parameters
+    if stage == 3:
+        group = min(group, setup.zero.sub_group)
+    temporaries = (1 + (_ADAM_TEMPORARIES if cpu else 0)) * _FP32 * group
     return {"student gradients": gradients, "fp32 gradients and AdamW": temporaries}

@@ -55,6 +55,7 @@ class Zero:
     persistence: int
     max_live: int
     max_reuse: int
+    sub_group: int
     overlap: bool
     offload_optimizer: bool
     offload_parameters: bool
@@ -83,6 +84,7 @@ class Zero:
             persistence=number("param_persistence_threshold", 1e5),
             max_live=number("max_live_parameters", 1e9),
             max_reuse=number("max_reuse_distance", 1e9),
+            sub_group=int(zero.get("sub_group_size", 1e9)),
             overlap=bool(zero.get("overlap_comm", stage == 3)),
             offload_optimizer=offloaded("offload_optimizer"),
             offload_parameters=stage == 3 and offloaded("offload_param"),

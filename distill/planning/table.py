@@ -1,7 +1,7 @@
 """A plan for the terminal, and as JSON."""
 
 from distill.planning.advice import Advice
-from distill.planning.memory import gathers_once
+from distill.planning.memory import activation_bytes, gathers_once
 from distill.planning.plan import Plan
 from distill.planning.setup import GIB
 
@@ -33,6 +33,10 @@ def as_json(plan: Plan, knobs: list[Advice], choices: list[Advice]) -> dict[str,
         "margin_bytes": plan.margin,
         "state_bytes": memory.state,
         "phase_bytes": memory.phases,
+        "activation_bytes": {
+            "kept": activation_bytes(plan.setup, False),
+            "recomputed": activation_bytes(plan.setup, True),
+        },
         "host_bytes_per_node": plan.host_per_node,
         "sent_bytes": {f"{flow.phase}: {flow.name} ({flow.within})": flow.sent for flow in plan.traffic},
         "sent_bytes_per_step": plan.sent_per_step,
@@ -80,6 +84,10 @@ def _memory(plan: Plan) -> str:
         sizes = [memory.phases[phase].get(name) for phase in phases]
         lines.append(name.ljust(_WIDTH) + "".join(("" if size is None else _gib(size)).rjust(19) for size in sizes))
     lines.append("together".ljust(_WIDTH) + "".join(_gib(memory.of(phase)).rjust(19) for phase in phases))
+    kept, recomputed = (activation_bytes(plan.setup, checkpointing) for checkpointing in (False, True))
+    lines.append(
+        f"activations of a micro-batch: {_gib(kept)}, recomputed in backward (checkpointing) {_gib(recomputed)}"
+    )
     if memory.host:
         lines.append(f"in each node's memory, offloaded: {_gib(plan.host_per_node)} GiB")
     return "\n".join(lines)

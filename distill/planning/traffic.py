@@ -62,7 +62,9 @@ def _gather(setup: Setup, shape: ModelShape) -> float:
 
 
 def _gather_head(setup: Setup, shape: ModelShape) -> float:
-    return setup.item * _ring(shape.head_size / setup.tp, setup.dp) if setup.zero.stage == 3 else 0.0
+    part = shape.head_size / setup.tp
+    sharded = setup.zero.stage == 3 and part > setup.zero.persistence
+    return setup.item * _ring(part, setup.dp) if sharded else 0.0
 
 
 def _scatter(setup: Setup) -> float:
@@ -143,7 +145,10 @@ def _teacher_reads(setup: Setup) -> float:
 def _update(setup: Setup) -> list[Flow]:
     stage = setup.zero.stage
     if stage == 3:
-        return []
+        # What is too small to shard.
+        parts, others = setup.student.whole_below(setup.zero.persistence, setup.tp)
+        whole = setup.item * (_ring(parts, setup.dp) + _ring(others, setup.cluster.ranks))
+        return [Flow("update", "small weights", whole, "replicas")]
     flows = [Flow("update", "gradients", 2 * _scatter(setup), "replicas")] if stage < 2 else []
     weights = setup.item * _ring(setup.on_rank(setup.student), setup.dp) if stage else 0.0
     return [*flows, Flow("update", "weights", weights, "replicas")]
