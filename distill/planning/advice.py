@@ -15,6 +15,8 @@ SHIPPED = Path(__file__).resolve().parent.parent.parent / "ds_configs"
 
 # A knob that saves less is not worth a line.
 _WORTH_IT = 0.01
+# Estimates know nothing of how long it takes to start a collective, of which higher stages have more.
+_NEARLY = 1.1
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,20 @@ def _more_nodes(plan: Plan) -> Iterator[Advice]:
 
 
 def deepspeed_choices(plan: Plan) -> list[Advice]:
-    """The run under each shipped DeepSpeed config; those that fit first, of these the fastest first."""
-    found = [_planned(plan, (f"parallel.deepspeed={_shown(path)}",)) for path in sorted(SHIPPED.glob("*.json"))]
-    return sorted(
-        (advice for advice in found if advice),
-        key=lambda advice: (
-            not advice.plan.fits,
-            advice.plan.duration.step if advice.plan.fits else -advice.plan.margin,
-        ),
-    )
+    """The run under each shipped DeepSpeed config, the one that suits first: the lowest stage of those that fit and
+    are nearly as fast as the fastest. What does not fit comes last, the smallest first."""
+    planned = [_planned(plan, (f"parallel.deepspeed={_shown(path)}",)) for path in sorted(SHIPPED.glob("*.json"))]
+    found = [advice for advice in planned if advice]
+    fastest = min((advice.plan.duration.step for advice in found if advice.plan.fits), default=0.0)
+
+    def order(advice: Advice) -> tuple[bool, bool, float]:
+        made = advice.plan
+        if not made.fits:
+            return True, False, made.memory.peak
+        slow = made.duration.step > fastest * _NEARLY
+        return False, slow, made.duration.step if slow else made.setup.zero.stage
+
+    return sorted(found, key=order)
 
 
 def _changes(plan: Plan) -> Iterator[tuple[str, ...]]:

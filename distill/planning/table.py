@@ -77,7 +77,7 @@ def _run(plan: Plan) -> str:
 def _memory(plan: Plan) -> str:
     memory = plan.memory
     phases = list(memory.phases)
-    lines = ["GiB on each GPU".ljust(_WIDTH) + "".join(_HEADER[phase].rjust(19) for phase in phases)]
+    lines = [f"GiB on each {_rank(plan)}".ljust(_WIDTH) + "".join(_HEADER[phase].rjust(19) for phase in phases)]
     for name, size in memory.state.items():
         lines.append(name.ljust(_WIDTH) + _gib(size).rjust(19) * len(phases))
     for name in dict.fromkeys(name for phase in phases for name in memory.phases[phase]):
@@ -94,7 +94,7 @@ def _memory(plan: Plan) -> str:
 
 
 def _traffic(plan: Plan) -> str:
-    lines = ["sent by each GPU, GiB".ljust(_WIDTH)]
+    lines = [f"sent by each {_rank(plan)}, GiB"]
     for flow in plan.traffic:
         when = "a round" if flow.phase == "rollouts" else "a step"
         lines.append(f"{_HEADER[flow.phase]}: {flow.name}".ljust(48) + f"{_gib(flow.sent).rjust(10)}  {when}")
@@ -133,6 +133,10 @@ def _line(name: str, advice: Advice) -> str:
     host = f", host {_gib(plan.host_per_node)} GiB a node" if plan.memory.host else ""
     fits = "fits" if plan.fits else "does not fit"
     return f"  {name.ljust(54)} {_gib(plan.memory.peak).rjust(8)} GiB, {fits}, {plan.duration.step:.2f} s a step{host}"
+
+
+def _rank(plan: Plan) -> str:
+    return "GPU" if plan.setup.cluster.device == "cuda" else "rank"
 
 
 def _gib(size: float) -> str:
