@@ -115,6 +115,8 @@ def _plan(args: argparse.Namespace) -> int:
     from distill.planning.setup import GIB, Cluster, prepare
     from distill.planning.table import as_json, describe
 
+    if args.json and not args.json.parent.is_dir():
+        raise BadInput(Problem("--json", str(args.json), "its folder does not exist", "make it first"))
     cluster = Cluster(
         nodes=args.nodes,
         per_node=args.gpus_per_node,

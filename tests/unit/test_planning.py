@@ -319,3 +319,5 @@ def test_bad_input_ends_with_2(bf16: dict[str, Any], tmp_path: Path, capsys: pyt
     config.write_text(yaml.safe_dump(bf16))
     assert cli.main(["plan", "--config", str(config), "--gpus-per-node", "-1"]) == 2
     assert "distill: --gpus-per-node = -1: is not 1 or more" in capsys.readouterr().err
+    assert cli.main(["plan", "--config", str(config), "--json", str(tmp_path / "no" / "plan.json")]) == 2
+    assert "its folder does not exist" in capsys.readouterr().err

@@ -58,10 +58,12 @@ def state_bytes(*engines: Engine) -> int:
         # DeepSpeed has no public way to these.
         optimizer = engine._ds.optimizer
         for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "bit16_groups_flat"):
-            tensors += getattr(optimizer, name, [])
+            for group in getattr(optimizer, name, []):
+                tensors += [group, group.grad]
         tensors.append(getattr(optimizer, "grad_partitions_flat_buffer", None))
-        adam = getattr(optimizer, "optimizer", None)
-        tensors += [value for moments in (adam.state.values() if adam else ()) for value in moments.values()]
+        # A frozen model has an optimizer in name only.
+        moments = getattr(getattr(optimizer, "optimizer", None), "state", {})
+        tensors += [value for of_group in moments.values() for value in of_group.values()]
     storages = {
         t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors if isinstance(t, torch.Tensor)
     }
