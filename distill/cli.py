@@ -1,13 +1,14 @@
 """The verbs of `python -m distill`, and what `launch/train.sh` runs on every rank."""
 
 import argparse
+import json
 import os
 import sys
 from datetime import timedelta
 from pathlib import Path
 
 from distill.console import positive, quiet_libraries, run_on_ranks
-from distill.errors import BadInput, Problem
+from distill.errors import EXIT_DOES_NOT_FIT, BadInput, Problem
 
 # Weights of a large model may be hours away.
 _DOWNLOAD = timedelta(hours=24)
@@ -28,12 +29,15 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verbs.add_parser("train", help="train or resume a run (start it with launch/train.sh)")
     doctor = verbs.add_parser("doctor", help="check a run before paying for it")
-    for verb in (train, doctor):
+    plan = verbs.add_parser("plan", help="what a run takes of each GPU of a cluster: memory, traffic, time")
+    for verb in (train, doctor, plan):
         verb.add_argument("--config", required=True, help="YAML file, as in launch/recipes/")
         verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
     train.set_defaults(run=_train)
     doctor.add_argument("--ranks", type=positive, help="check batch sizes and tensor parallelism for so many ranks")
     doctor.set_defaults(run=_doctor)
+    _add_cluster(plan)
+    plan.set_defaults(run=_plan)
 
     evaluate = verbs.add_parser("evaluate", help="measure models on held-out prompts against their teacher")
     evaluate.add_argument("--teacher", required=True, help="Hugging Face folder or hub id")
@@ -52,6 +56,27 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--results", type=Path, help="Markdown of measured results, put into the model card")
     export.set_defaults(run=_export)
     return parser
+
+
+def _add_cluster(plan: argparse.ArgumentParser) -> None:
+    plan.description = (
+        "Needs no GPU and no weights. Ends with 0 where the run fits, 3 where it does not, 2 on bad input."
+    )
+    plan.add_argument("--nodes", type=int, default=1)
+    plan.add_argument("--gpus-per-node", type=int, default=8)
+    plan.add_argument("--gpu-memory", type=float, default=80, metavar="GIB", help="of each GPU; default: 80")
+    rates = (
+        ("--flops", 400, "TFLOP/s", "that a GPU reaches in training; default: 400, 40 %% of an H100's, A100: 125"),
+        ("--bandwidth", 450, "GB/s", "that a GPU sends within its node; default: 450, an H100's NVLink, A100: 300"),
+        ("--network", 50, "GB/s", "that a GPU sends to other nodes; default: 50, 400 Gbit/s a GPU, A100: 25"),
+        ("--memory-bandwidth", 3350, "GB/s", "of a GPU's memory; default: 3350, an H100's, A100: 2039"),
+    )
+    for name, default, unit, text in rates:
+        plan.add_argument(name, type=float, default=default, metavar=unit, help=text)
+    plan.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: ranks on processors; default: cuda"
+    )
+    plan.add_argument("--json", type=Path, help="write the plan here too, in bytes and seconds")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -81,6 +106,33 @@ def _doctor(args: argparse.Namespace) -> None:
 
     _examine(load(args.config, args.overrides), args.ranks)
     print("doctor: nothing wrong found")
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from distill.config import load
+    from distill.planning.advice import deepspeed_choices, knobs
+    from distill.planning.plan import Plan
+    from distill.planning.setup import GIB, Cluster, prepare
+    from distill.planning.table import as_json, describe
+
+    if args.json and not args.json.parent.is_dir():
+        raise BadInput(Problem("--json", str(args.json), "its folder does not exist", "make it first"))
+    cluster = Cluster(
+        nodes=args.nodes,
+        per_node=args.gpus_per_node,
+        memory=args.gpu_memory * GIB,
+        flops=args.flops * 1e12,
+        bandwidth=args.bandwidth * 1e9,
+        network=args.network * 1e9,
+        memory_bandwidth=args.memory_bandwidth * 1e9,
+        device=args.device,
+    )
+    plan = Plan.of(prepare(load(args.config, args.overrides), cluster))
+    found = plan, [] if plan.fits else knobs(plan), deepspeed_choices(plan)
+    print(describe(*found))
+    if args.json:
+        args.json.write_text(json.dumps(as_json(*found), indent=1) + "\n", encoding="utf-8")
+    return 0 if plan.fits else EXIT_DOES_NOT_FIT
 
 
 def _examine(config: object, world_size: int | None) -> None:

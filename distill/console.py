@@ -23,7 +23,7 @@ def speaks() -> bool:
 
 def quiet_libraries() -> None:
     """Keep libraries' notices off the console; their errors stay."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
@@ -53,9 +53,12 @@ def leave(code: int) -> NoReturn:
 
 
 def run_on_ranks(command: Callable[[], object]) -> int:
-    """Run a command that every rank runs; its exit code. Bad input is printed once a host, without a traceback."""
+    """Run a command that every rank runs; its exit code: what it returns if that is a number, else 0.
+
+    Bad input is printed once a host, without a traceback.
+    """
     try:
-        command()
+        code = command()
     except BadInput as error:
         if not speaks():
             time.sleep(_GRACE_SECONDS)
@@ -66,4 +69,4 @@ def run_on_ranks(command: Callable[[], object]) -> int:
         from distill.topology import stop
 
         stop()
-    return 0
+    return code if isinstance(code, int) else 0

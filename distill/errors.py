@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 EXIT_BAD_INPUT = 2
+EXIT_DOES_NOT_FIT = 3
 
 
 @dataclass(frozen=True)

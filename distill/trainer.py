@@ -1,5 +1,6 @@
 """The training loop: minibatch → update → log → validate → save."""
 
+import gc
 import time
 from dataclasses import replace
 
@@ -97,6 +98,9 @@ class Run:
             rows = model_configs[0].get_text_config().vocab_size if tp.student_tp > 1 else None
             engine = Engine(given, deepspeed_json, dtype, self.grid, theirs, tp.teacher_tp, head_rows=rows)
             self.teacher = Teacher(engine, topology, self.grid, translate, self.student.shard)
+        # Tensor parallelism leaves the weights it has replaced in reference cycles: a second copy of the teacher's
+        # shards, for as long as the collector does not look that far.
+        gc.collect()
 
     def _translator(self, teacher: ModelSettings) -> tuple[Translator, int]:
         """From the student's tokens to those of a teacher with another tokenizer, and how many it has."""

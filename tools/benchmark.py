@@ -4,16 +4,18 @@ python -m tools.benchmark loss --json loss.json
 python -m tools.benchmark rollout --json rollout.json
 python -m tools.benchmark step --json step.json
 python -m tools.benchmark preprocess --json preprocess.json
+python -m tools.benchmark scale --json scale.json
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.templates import TEMPLATES
 from distill.console import positive, quiet_libraries
-from tools.benchmarks import loss, preprocess, rollout, step
+from tools.benchmarks import loss, preprocess, rollout, scale, step
 
 
 def main() -> int:
@@ -21,11 +23,20 @@ def main() -> int:
     args = _parser().parse_args()
     quiet_libraries()
     figures = args.run(args)
-    for name, value in figures.items():
-        print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
+    _show(figures)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _show(figures: Mapping[str, object]) -> None:
+    for name, value in figures.items():
+        if isinstance(value, list):  # a row for each layout
+            for row in value:
+                print()
+                _show(row)
+        else:
+            print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,8 +70,24 @@ def _parser() -> argparse.ArgumentParser:
     of_preprocess.add_argument("--seed", type=int, default=0)
     of_preprocess.set_defaults(run=preprocess.run)
 
+    of_scale = what.add_parser(
+        "scale", help="memory and traffic of 1, 2 and 4 ranks against the plan", description=scale.__doc__
+    )
+    of_scale.add_argument(
+        "--layouts",
+        type=scale.layouts,
+        default=scale.LAYOUTS,
+        metavar="RANKSxTP,…",
+        help="default: 1x1,2x1,2x2,4x1,4x2",
+    )
+    of_scale.add_argument("--prompt", type=positive, default=64, help="tokens of every prompt")
+    of_scale.add_argument("--layers", type=positive, help="of both models; default: 8 and 12")
+    of_scale.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of the run")
+    of_scale.set_defaults(run=scale.run)
+
     for each in (of_loss, of_rollout, of_step, of_preprocess):
         each.add_argument("--repeats", type=positive, default=5, help="counted rounds; medians are reported")
+    for each in (of_loss, of_rollout, of_step, of_scale):
         each.add_argument("--json", type=Path, help="write the figures here too")
     return parser
 

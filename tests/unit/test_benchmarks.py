@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import tiny_llama
 
 from data_prep.tokenize import Recipe
 from tools.benchmarks.floor import mixed_rollout_floor, parameters
+from tools.benchmarks.meter import Meter
 from tools.benchmarks.preprocess import Prose, Share, _texts_of, speeds, train_tokenizer, write_corpus
 from tools.benchmarks.timing import interleaved, ratio, spread
 
@@ -79,3 +81,32 @@ def test_a_run_writes_every_key(
     assert all(isinstance(figures[key], float) for key in KEYS[what])
     if what == "rollout":
         assert (figures["teacher_passes"], figures["student_passes"]) == (1.0, 1.0)
+
+
+@pytest.mark.slow
+def test_the_plan_agrees_with_ranks(tmp_path: Path, root: Path, environment: dict[str, str]) -> None:
+    sizes = ["--layouts", "2x1", "--prompt", "8", "--layers", "1", "rollout.max_new_tokens=8", "optim.micro_batch=4"]
+    command = [sys.executable, "-m", "tools.benchmark", "scale", *sizes, "--json", str(tmp_path / "f.json")]
+    subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, timeout=300)
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["plan_memory_error_max"] < 0.15
+    assert figures["bytes_over_theory_max"] == pytest.approx(1, abs=0.05)
+    (row,) = figures["layouts"]
+    assert (row["ranks"], row["tp"]) == (2, 1)
+    assert row["state_bytes"] == pytest.approx(row["plan_state_bytes"], rel=0.01)
+
+
+def test_meter_sees_what_lives_and_what_has_lived() -> None:
+    with Meter() as meter:
+        kept = torch.zeros(1000)
+        view = kept[:10]
+        gone = kept + 1
+        del gone
+        kept.add_(1)
+        assert (meter.live, meter.peak) == (4000, 8000)
+        meter.restart()
+        assert meter.peak == 4000
+        del kept
+        assert meter.live == 4000, "its storage lives on in the view"
+        del view
+        assert meter.live == 0
