@@ -13,6 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.utils import clip_grad_norm_
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -66,7 +67,7 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
 
 
 # The recipe decides these; what a DeepSpeed JSON says of them is left out.
-_OURS = ("train_batch_size", "optimizer", "scheduler")
+_OURS = ("train_batch_size", "optimizer", "scheduler", "tensor_parallel")
 
 
 def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +143,7 @@ class Engine:
             config=ds_config,
             lr_scheduler=lambda optimizer: schedule(optimizer, optim),
         )
+        _tell_norm(engine)
         return engine
 
     @property
@@ -307,6 +309,16 @@ def _freeze(model: PreTrainedModel, ds_config: dict[str, Any]) -> deepspeed.Deep
     engine, *_ = deepspeed.initialize(model=model.requires_grad_(False), config=ds_config)
     engine.eval()
     return engine
+
+
+def _tell_norm(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Let DeepSpeed keep the gradient's norm where no ZeRO and no scaled optimizer does: fp32 at stage 0."""
+
+    def clip() -> None:
+        parameters, most = engine.module.parameters(), engine.gradient_clipping()
+        engine._global_grad_norm = clip_grad_norm_(parameters, most, mpu=engine.mpu)
+
+    engine.clip_fp32_gradients = clip
 
 
 def _parameter_offload(engine: deepspeed.DeepSpeedEngine) -> Any:

@@ -46,13 +46,20 @@ VARIANTS = {
     "2 ranks, micro-batch 1, decode batch 3": ("minillm", 2, ["optim.micro_batch=1", "rollout.batch=3"]),
     "2 ranks, sampled layer by layer": ("minillm", 2, ["rollout.gather=layer"]),
     "2 ranks, activations recomputed": ("minillm", 2, ["student.gradient_checkpointing=true"]),
-    "2 ranks, ZeRO-2": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero2.json"]),
+    "2 ranks, ZeRO-0": ("minillm", 2, ["parallel.deepspeed={zero0}"]),
     "2 ranks, ZeRO-1": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero1.json"]),
+    "2 ranks, ZeRO-2": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero2.json"]),
+    "2 ranks, ZeRO-3 in host memory": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero3_offload.json"]),
     "2 ranks, untied head": ("untied", 2, ["optim.micro_batch=4", UNTIED]),
     "2 ranks, kd": ("kd", 2, ["optim.micro_batch=1", KD, NO_TEXT]),
     "2 ranks, distillm2": ("distillm2", 2, ["optim.micro_batch=1", DISTILLM2, NO_TEXT]),
     "4 ranks": ("minillm", 4, ["optim.micro_batch=2"]),
     "tensor-parallel": ("minillm", 2, SHARDED),
+    "tensor-parallel, its own DeepSpeed settings": (
+        "minillm",
+        2,
+        [*SHARDED, "parallel.deepspeed=ds_configs/zero3_tp.json"],
+    ),
     "tensor-parallel, untied head": ("untied", 2, [*SHARDED, UNTIED]),
 }
 
@@ -92,6 +99,7 @@ def result(
         "log": {"wandb": "disabled"},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    (folder / "zero0.json").write_text(json.dumps({"zero_optimization": {"stage": 0}}))
     every = REFERENCES | {name: variant[1:] for name, variant in VARIANTS.items()}
 
     def layout(name: str) -> tuple[int, bool]:
@@ -103,7 +111,10 @@ def result(
             jobs = [
                 {
                     "out": str(folder / other),
-                    "overrides": [text.format(untied=untied) if text == UNTIED else text for text in every[other][1]],
+                    "overrides": [
+                        text.replace("{untied}", str(untied)).replace("{zero0}", str(folder / "zero0.json"))
+                        for text in every[other][1]
+                    ],
                 }
                 for other in alike
             ]
@@ -129,6 +140,12 @@ def test_layout_does_not_change_the_numbers(name: str, result: Callable) -> None
         # AdamW's first steps move by lr·sign(g): where a gradient is all rounding, its sign is too.
         close = torch.isclose(got_weights[key], value, rtol=1e-3, atol=1e-4)
         assert close.float().mean() > 0.999, key
+
+
+def test_every_shipped_deepspeed_config_is_among_them(root: Path) -> None:
+    asked = " ".join(override for variant in VARIANTS.values() for override in variant[2])
+    missing = [path.name for path in (root / "ds_configs").iterdir() if f"ds_configs/{path.name}" not in asked]
+    assert missing == ["zero3.json"], "the one that all others run with"
 
 
 def test_steps_change_the_student(result: Callable, models_dir: Path, untied: Path) -> None:
