@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from distill.errors import EXIT_BAD_INPUT, BadInput
+from distill.lifeline import hold
 
 # The launcher kills the other ranks as soon as the one that speaks has left.
 _GRACE_SECONDS = 60
@@ -53,7 +54,11 @@ def leave(code: int) -> NoReturn:
 
 
 def run_on_ranks(command: Callable[[], object]) -> int:
-    """Run a command that every rank runs; its exit code. Bad input is printed once a host, without a traceback."""
+    """Run a command that every rank runs; its exit code. Bad input is printed once a host, without a traceback.
+
+    A rank ends early if the launch that started it is gone.
+    """
+    hold()
     try:
         command()
     except BadInput as error:

@@ -10,17 +10,18 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import psutil
 import torch.distributed as dist
 
 from distill.console import speaks
 from distill.errors import BadInput, Problem
+from distill.lifeline import deepspeed_launcher
 
 T = TypeVar("T")
 
@@ -50,9 +51,20 @@ class RollCall:
             BadInput: the store is that of another start.
         """
         if self.store.add(f"distill/here/{self.rank}", 1) != 1:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            wrong = "another run listens there, or an earlier start of this one"
-            raise BadInput(Problem("--master_port", where, wrong, "give a free port, or end what listens there"))
+            raise BadInput(port_taken(f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"))
+
+    def greet(self) -> None:
+        """Hear of everyone; all hosts must have as many ranks.
+
+        Raises:
+            BadInput: one has more than another, or is not there.
+        """
+
+        def judge(_: dict[str, Any]) -> list[Problem]:
+            problem = unequal_slots("host", self._name(0), Counter(map(self._name, range(len(self.hosts)))))
+            return [problem] if problem else []
+
+        self._exchange([], judge, _GIVE_UP_AFTER)
 
     def together(self, work: Callable[[], T], patience: timedelta = _GIVE_UP_AFTER) -> T:
         """What `work` gives on this rank, once it has succeeded on all.
@@ -160,8 +172,24 @@ def assemble() -> RollCall:
     hosts = _hosts_by_rank(world)
     present = RollCall(_open_store(rank, hosts[0]), rank, hosts, speaks())
     present.enter()
-    present.together(_nothing)
+    present.greet()
     return present
+
+
+def port_taken(where: str) -> Problem:
+    """The problem of a meeting point, told as address:port, that is not ours alone."""
+    wrong = "another run listens there, or an earlier start of this one"
+    return Problem("--master_port", where, wrong, "give a free port, or end what listens there")
+
+
+def unequal_slots(field: str, value: str, ranks: Mapping[str, int]) -> Problem | None:
+    """The problem of hosts with different numbers of ranks, if they have."""
+    if len(set(ranks.values())) < 2:
+        return None
+    (first, most), *others = ranks.items()
+    other = next((host, count) for host, count in others if count != most)
+    wrong = f"{first} has {most} ranks, {other[0]} has {other[1]}"
+    return Problem(field, value, wrong, "give all hosts the same number of slots")
 
 
 def _open_store(rank: int, first_host: str | None) -> dist.TCPStore:
@@ -194,11 +222,8 @@ def _open_store(rank: int, first_host: str | None) -> dist.TCPStore:
 
 def _hosts_by_rank(world: int) -> list[str | None]:
     """The hostfile's name for each rank's host: DeepSpeed starts ranks with that on its own command line only."""
-    command: list[str] = []
-    with suppress(psutil.Error):
-        parent = psutil.Process().parent()
-        command = parent.cmdline() if parent else []
-    for argument in command:
+    launcher = deepspeed_launcher()
+    for argument in launcher.cmdline() if launcher else []:
         if argument.startswith("--world_info="):
             slots = json.loads(base64.urlsafe_b64decode(argument.partition("=")[2]))
             names = [host for host, ranks in slots.items() for _ in ranks]

@@ -136,6 +136,15 @@ def test_a_start_does_not_heed_the_verdicts_of_another(call: Callable, monkeypat
         assert found[0].startswith("--master_port = 'alpha:29500': another run listens there")
 
 
+def test_hosts_with_different_numbers_of_ranks_are_refused(call: Callable) -> None:
+    def greet(roll: RollCall) -> None:
+        roll.hosts = ["alpha", "alpha", "alpha", None]  # the last tells itself
+        roll.greet()
+
+    assert lines(call(greet)[0])[0].startswith("host = 'alpha': alpha has 3 ranks, ")
+    assert call(lambda roll: roll.greet()) == dict.fromkeys(range(4))
+
+
 def test_names_come_from_the_launchers_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Parent:
         def cmdline(self) -> list[str]:
