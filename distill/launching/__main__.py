@@ -15,6 +15,8 @@ from deepspeed.launcher import runner
 
 from distill.errors import EXIT_BAD_INPUT, BadInput
 from distill.launching.command import Launch, plan
+from distill.launching.here import check_alone, check_launcher
+from distill.launching.supervision import supervise
 
 # A connection that is lost without a word is given up after two minutes, and pdsh then names the host.
 _KEEP_ALIVE = "-o ServerAliveInterval=30 -o ServerAliveCountMax=4"
@@ -40,19 +42,25 @@ def main(arguments: list[str]) -> int:
 
 
 def _start(launch: Launch) -> int:
+    arguments = launch.arguments
+    if launch.launcher is not None:
+        check_launcher(launch.launcher)
+    elif launch.meeting_port is not None:
+        check_alone(launch.meeting_port)
     if launch.ssh.hosts:
-        if problems := launch.ssh.prepare(launch.file, launch.content):
+        assert launch.meeting_port is not None
+        if problems := launch.ssh.prepare(launch.meeting_port, launch.file, launch.content):
             _clear(launch)
             raise BadInput(problems)
+        # DeepSpeed would ask once more, by an ssh without the user's options.
+        found = ["--master_addr", launch.ssh.first_address()] if launch.finds_address else []
+        arguments = ["--no_ssh_check", *found, *arguments]
         before = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
         os.environ["PDSH_SSH_ARGS_APPEND"] = f"{before} {_KEEP_ALIVE}".strip()
     try:
-        runner.main(launch.arguments)
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
+        return supervise(lambda: runner.main(arguments))
     finally:
         _clear(launch)
-    return 0
 
 
 def _clear(launch: Launch) -> None:
