@@ -53,6 +53,13 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def tell(error: BadInput) -> None:
+    """Print what is wrong, a line for each problem, unless that has been done."""
+    for problem in [] if error.told else error.problems:
+        print(f"distill: {problem}", file=sys.stderr, flush=True)
+    error.told = True
+
+
 def run_on_ranks(command: Callable[[], object]) -> int:
     """Run a command that every rank runs; its exit code. Bad input is printed once a host, without a traceback.
 
@@ -64,8 +71,7 @@ def run_on_ranks(command: Callable[[], object]) -> int:
     except BadInput as error:
         if not speaks():
             time.sleep(_GRACE_SECONDS)
-        for problem in error.problems:
-            print(f"distill: {problem}", file=sys.stderr, flush=True)
+        tell(error)
         return EXIT_BAD_INPUT
     finally:
         from distill.topology import stop

@@ -47,20 +47,26 @@ def unlink_shared_buffer(rank: int) -> None:
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
 
 
-def interface_towards(host: str) -> str | None:
-    """The network interface over which this machine reaches `host`; None if there is no way to it."""
+def address_towards(host: str) -> str | None:
+    """This machine's address on the way to `host`; None if there is no way, or only one that no other host has."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)  # a datagram socket: nothing is sent
-            ours = probe.getsockname()[0]
+            ours = str(probe.getsockname()[0])
     except OSError:
         return None
+    # Where `host` is this machine, under a name of the loopback.
+    return None if ours.startswith("127.") or ours == "::1" else ours
+
+
+def interface_towards(host: str) -> str | None:
+    """The network interface over which this machine reaches `host`; None as for the address."""
+    ours = address_towards(host)
     for name, addresses in psutil.net_if_addrs().items():
         # A link-local IPv6 address carries its interface behind a %.
         if any(item.address.partition("%")[0] == ours for item in addresses):
-            # Where the meeting point is this machine, under a name of the loopback: no other host gets there.
-            return None if ours.startswith("127.") or ours == "::1" else name
+            return name
     return None
 
 

@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from distill.console import speaks
+from distill.console import speaks, tell
 from distill.errors import BadInput, Problem
+from distill.host import address_towards
 from distill.lifeline import deepspeed_launcher
+from distill.topology import choose_interface, find_ranks
 
 T = TypeVar("T")
 
@@ -54,17 +56,24 @@ class RollCall:
             raise BadInput(port_taken(f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"))
 
     def greet(self) -> None:
-        """Hear of everyone; all hosts must have as many ranks.
+        """Hear of everyone, and find the way to another host.
 
         Raises:
-            BadInput: one has more than another, or is not there.
+            BadInput: one host has more ranks than another, or is not there.
         """
 
-        def judge(_: dict[str, Any]) -> list[Problem]:
+        def judge(addresses: dict[str, list[str]]) -> list[Problem]:
+            elsewhere = [address for host in addresses if host != self._name(0) for address in addresses[host]]
+            self.store.set("distill/elsewhere", elsewhere[0] if elsewhere else "")
             problem = unequal_slots("host", self._name(0), Counter(map(self._name, range(len(self.hosts)))))
             return [problem] if problem else []
 
-        self._exchange([], judge, _GIVE_UP_AFTER)
+        ours = address_towards(os.environ["MASTER_ADDR"])
+        self._exchange([] if ours is None else [ours], judge, _GIVE_UP_AFTER)
+        choose_interface(os.environ["MASTER_ADDR"])
+        # On the first host the meeting point may be a name of its loopback.
+        if elsewhere := self.store.get("distill/elsewhere").decode():
+            choose_interface(elsewhere)
 
     def together(self, work: Callable[[], T], patience: timedelta = _GIVE_UP_AFTER) -> T:
         """What `work` gives on this rank, once it has succeeded on all.
@@ -121,11 +130,14 @@ class RollCall:
                 self.hosts[rank] = host
             if theirs is not None:
                 found[host] = theirs if isinstance(theirs, dict) else found.get(host, []) + theirs
-        problems = judge(found)
-        self.store.set(f"{key}/verdict", "stop" if problems else "go")
-        if problems:
+        if problems := judge(found):
+            refused = BadInput(problems)
+            # Before another rank leaves: some launchers kill all the rest then.
+            tell(refused)
+            self.store.set(f"{key}/verdict", "stop")
             self._let_go()
-            raise BadInput(problems)
+            raise refused
+        self.store.set(f"{key}/verdict", "go")
 
     def _united(self, found: dict[str, list[list[str]]]) -> list[Problem]:
         """Everyone's problems, each once; those that rank 0's host does not share say where they are."""
@@ -163,11 +175,12 @@ class RollCall:
 
 
 def assemble() -> RollCall:
-    """Call the roll of all ranks, whose places stand in the environment.
+    """Call the roll of all ranks, as any launcher has placed them.
 
     Raises:
         BadInput: rank 0 cannot listen, or a host is not there; names it.
     """
+    find_ranks()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosts = _hosts_by_rank(world)
     present = RollCall(_open_store(rank, hosts[0]), rank, hosts, speaks())
@@ -198,10 +211,12 @@ def _open_store(rank: int, first_host: str | None) -> dist.TCPStore:
     def connect(patience: timedelta) -> dist.TCPStore:
         # Multi-tenant: the process group of this process shares the server and its port.
         return dist.TCPStore(
-            address, port, is_master=rank == 0, timeout=patience, wait_for_workers=False, multi_tenant=True
+            address, port, is_master=listens, timeout=patience, wait_for_workers=False, multi_tenant=True
         )
 
-    if rank == 0:
+    # torchrun's agent listens there itself.
+    listens = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if listens:
         try:
             return connect(_GIVE_UP_AFTER)
         except dist.DistNetworkError as error:

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from deepspeed.launcher import runner
 
+from distill.console import tell
 from distill.errors import EXIT_BAD_INPUT, BadInput
 from distill.launching.command import Launch, plan
 from distill.launching.here import check_alone, check_launcher
@@ -36,8 +37,7 @@ def main(arguments: list[str]) -> int:
             return 0
         return _start(launch)
     except BadInput as error:
-        for problem in error.problems:
-            print(f"distill: {problem}", file=sys.stderr, flush=True)
+        tell(error)
         return EXIT_BAD_INPUT
 
 

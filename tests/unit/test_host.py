@@ -3,7 +3,7 @@
 import psutil
 import pytest
 
-from distill import host
+from distill import host, topology
 
 
 def test_the_interface_of_the_loopback_is_never_chosen() -> None:
@@ -34,3 +34,15 @@ def test_the_interface_that_has_the_address_is_chosen(monkeypatch: pytest.Monkey
     monkeypatch.setattr(host.socket, "socket", lambda *_: Probe())
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: cards)
     assert host.interface_towards("10.1.2.3") == "ens5"
+    assert host.address_towards("10.1.2.3") == "10.1.2.9"
+
+
+def test_an_interface_is_chosen_between_hosts_only_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "interface_towards", {"beta": "eth0", "gamma": "eth1"}.get)
+    monkeypatch.setattr(topology.os, "environ", {"WORLD_SIZE": "4", "LOCAL_SIZE": "4"})
+    topology.choose_interface("beta")
+    assert "GLOO_SOCKET_IFNAME" not in topology.os.environ
+    topology.os.environ["LOCAL_SIZE"] = "2"
+    for towards in ("alpha", "beta", "gamma"):
+        topology.choose_interface(towards)
+    assert topology.os.environ["GLOO_SOCKET_IFNAME"] == "eth0"
