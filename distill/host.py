@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -21,8 +22,15 @@ def prepare_cpu_rank() -> None:
         ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
     _keep_freed_memory()
-    # DeepSpeed calls this environment's ninja by name; a rank started through ssh has nobody's PATH.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+
+
+def find_ninja() -> None:
+    """Let DeepSpeed find the ninja beside this interpreter, where none is on the path, as through ssh.
+
+    It calls it by name to build its operators.
+    """
+    if shutil.which("ninja") is None:
+        os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
 
 
 def _keep_freed_memory() -> None:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from distill.host import interface_towards, prepare_cpu_rank, unlink_shared_buffer
+from distill.host import find_ninja, interface_towards, prepare_cpu_rank, unlink_shared_buffer
 
 T = TypeVar("T")
 
@@ -87,6 +87,7 @@ def start(tp_size: int = 1, timeout_minutes: float = _TIMEOUT_MINUTES) -> Topolo
     """
     find_ranks()
     choose_interface(os.environ["MASTER_ADDR"])
+    find_ninja()
     accelerator, timeout = get_accelerator(), timedelta(minutes=timeout_minutes)
     if accelerator.device_name() == "cpu":
         prepare_cpu_rank()

@@ -64,7 +64,8 @@ class Ssh:
     def remove(self, file: str) -> None:
         """Take the private file away where the ranks have not."""
         with ThreadPoolExecutor(max_workers=64) as pool:
-            list(pool.map(lambda host: self._run(host, f"rm -f {file} {file}.*", ""), self.hosts))
+            commands = [f"rm -f {file} {file}.{number}" for number in range(len(self.hosts))]
+            list(pool.map(lambda host, command: self._run(host, command, ""), self.hosts, commands))
 
     def _ask(self, host: str, command: str, content: str, meeting_port: int) -> Problem | None:
         done = self._run(host, command, content)

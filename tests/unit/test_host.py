@@ -1,5 +1,10 @@
 """What a rank learns of its machine."""
 
+import os
+import shutil
+import sys
+from pathlib import Path
+
 import psutil
 import pytest
 
@@ -46,3 +51,12 @@ def test_an_interface_is_chosen_between_hosts_only_and_once(monkeypatch: pytest.
     for towards in ("alpha", "beta", "gamma"):
         topology.choose_interface(towards)
     assert topology.os.environ["GLOO_SOCKET_IFNAME"] == "eth0"
+
+
+def test_ninja_is_found_behind_what_the_user_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    beside = str(Path(sys.executable).parent)
+    for path, expected in ((str(tmp_path), f"{tmp_path}:{beside}"), (f"{tmp_path}:{beside}", f"{tmp_path}:{beside}")):
+        monkeypatch.setenv("PATH", path)
+        host.find_ninja()
+        assert os.environ["PATH"] == expected
+    assert shutil.which("ninja")

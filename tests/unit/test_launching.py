@@ -158,7 +158,9 @@ def test_the_file_is_private_and_goes_again(fake_ssh: Path, free_port: Callable[
     assert Ssh(["a", "b"]).prepare(free_port(), str(file), "export X='1'\n") == []
     assert file.read_text() == "export X='1'\n"
     assert file.stat().st_mode & 0o077 == 0
+    (fake_ssh / "variables.sh.1").touch()  # as of a host that was cut off
     Ssh(["a", "b"]).remove(str(file))
+    assert "*" not in (fake_ssh / "asked").read_text().splitlines()[-1], "zsh would refuse what matches nothing"
     assert not list(fake_ssh.glob("variables*"))
 
 
