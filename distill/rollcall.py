@@ -38,7 +38,7 @@ _LAST_WORD_SECONDS = 5.0
 class RollCall:
     """All ranks of a run that is about to start, on whichever hosts. Every method is collective."""
 
-    store: dist.TCPStore
+    store: dist.Store
     rank: int
     hosts: list[str | None]
     """By rank; None where neither the launcher nor the rank has told yet."""
@@ -183,7 +183,10 @@ def assemble() -> RollCall:
     find_ranks()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosts = _hosts_by_rank(world)
-    present = RollCall(_open_store(rank, hosts[0]), rank, hosts, speaks())
+    # torchrun keeps its store when it starts ranks again.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt/{attempt}", _open_store(rank, hosts[0]))
+    present = RollCall(store, rank, hosts, speaks())
     present.enter()
     present.greet()
     return present
