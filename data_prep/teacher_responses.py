@@ -24,7 +24,9 @@ from distill.data.loading import token_batch
 from distill.errors import BadInput, Problem
 from distill.evaluation.frozen import Vocabulary, common_vocabulary, load_frozen
 from distill.evaluation.generation import respond, response_tokens, share
+from distill.models.downloads import bring
 from distill.models.loading import load_tokenizer
+from distill.rollcall import assemble
 from distill.rollout.ends import EndIds
 from distill.rollout.worker import RolloutWorker
 from distill.topology import Topology, start
@@ -83,6 +85,7 @@ def _read(path: Path, args: argparse.Namespace, tokenizer: PreTrainedTokenizerBa
 
 def answer(args: argparse.Namespace) -> None:
     """Answer all prompts, shared out over the ranks, and write each file's in its order."""
+    bring({"--teacher": args.teacher}, assemble())
     sampled, greedy = read_files(args)
     topology = start()
     vocabulary = common_vocabulary([args.teacher])

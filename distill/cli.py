@@ -4,14 +4,10 @@ import argparse
 import json
 import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 from distill.console import positive, quiet_libraries, run_on_ranks
 from distill.errors import EXIT_DOES_NOT_FIT, BadInput, Problem
-
-# Weights of a large model may be hours away.
-_DOWNLOAD = timedelta(hours=24)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,18 +79,16 @@ def _train(args: argparse.Namespace) -> None:
     from distill.config import load
     from distill.fingerprint import fingerprint
     from distill.launching.variables import forget_file
-    from distill.models.downloads import fetch_models, use_fetched
+    from distill.models.downloads import bring, models_of
     from distill.rollcall import assemble
-    from distill.topology import find_ranks, start
+    from distill.topology import start
 
-    find_ranks()
     roll = assemble()
     forget_file()  # all hosts have read it
     config = roll.together(lambda: load(args.config, args.overrides))
     roll.compare(roll.together(lambda: fingerprint(config)))
     roll.in_turn(lambda: _examine(config, int(os.environ["WORLD_SIZE"])))
-    roll.in_turn(lambda: fetch_models(config), patience=_DOWNLOAD)
-    roll.compare(roll.together(lambda: use_fetched(config)))
+    bring(models_of(config), roll)
     topology = start(config.tensor_parallel, config.parallel.timeout_minutes)
     from distill.trainer import train
 
@@ -151,6 +145,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     from distill.config import RolloutSettings
     from distill.evaluation.runner import evaluate
     from distill.evaluation.table import terminal_table
+    from distill.models.downloads import bring
+    from distill.rollcall import assemble
 
     models = {}
     for item in args.model:
@@ -158,6 +154,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         if not equals:
             raise BadInput(Problem("--model", item, "not of the form NAME=DIR", "e.g. --model student=runs/x/student"))
         models[name] = path
+    bring({"--teacher": args.teacher} | {f"--model {name}": path for name, path in models.items()}, assemble())
     settings = RolloutSettings(alpha=0, max_new_tokens=args.max_new_tokens, batch=args.batch)
     report = evaluate(args.teacher, models, args.data, args.out, settings, args.seeds, args.micro_batch)
     if os.environ["RANK"] == "0":

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from distill.errors import EXIT_BAD_INPUT, BadInput
+from distill.lifeline import hold
 
 # The launcher kills the other ranks as soon as the one that speaks has left.
 _GRACE_SECONDS = 60
@@ -52,18 +53,25 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def tell(error: BadInput) -> None:
+    """Print what is wrong, a line for each problem, unless that has been done."""
+    for problem in [] if error.told else error.problems:
+        print(f"distill: {problem}", file=sys.stderr, flush=True)
+    error.told = True
+
+
 def run_on_ranks(command: Callable[[], object]) -> int:
     """Run a command that every rank runs; its exit code: what it returns if that is a number, else 0.
 
-    Bad input is printed once a host, without a traceback.
+    Bad input is printed once a host, without a traceback. A rank ends early if the launch that started it is gone.
     """
+    hold()
     try:
         code = command()
     except BadInput as error:
         if not speaks():
             time.sleep(_GRACE_SECONDS)
-        for problem in error.problems:
-            print(f"distill: {problem}", file=sys.stderr, flush=True)
+        tell(error)
         return EXIT_BAD_INPUT
     finally:
         from distill.topology import stop

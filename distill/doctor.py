@@ -1,7 +1,7 @@
 """Every check that can be made before a model loads. `python -m distill doctor`, and the first act of every launch."""
 
 from distill.checks.inputs import check_models_and_data
-from distill.checks.layout import check_batches, check_machine, check_parallel
+from distill.checks.layout import check_batches, check_deepspeed, check_machine, check_parallel
 from distill.checks.objective import check_objective, note_on_sampling
 from distill.checks.report import Report
 from distill.checks.resumption import check_resumption
@@ -14,6 +14,7 @@ def examine(config: Config, world_size: int | None) -> Report:
     report = Report()
     check_parallel(config, world_size, report)
     check_batches(config, world_size, report)
+    check_deepspeed(config, report)
     check_machine(config, report)
     check_objective(config, report)
     note_on_sampling(config, report)

@@ -14,6 +14,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.module_inject.layers import ColumnParallel, VocabParallelEmbedding
+from deepspeed.runtime.utils import clip_grad_norm_
 from deepspeed.utils import groups
 from jaxtyping import Float
 from torch import Tensor
@@ -70,7 +71,7 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
 
 
 # The recipe decides these; what a DeepSpeed JSON says of them is left out.
-_OURS = ("train_batch_size", "optimizer", "scheduler")
+_OURS = ("train_batch_size", "optimizer", "scheduler", "tensor_parallel")
 
 
 def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
@@ -149,6 +150,7 @@ class Engine:
             config=ds_config,
             lr_scheduler=lambda optimizer: schedule(optimizer, optim),
         )
+        _tell_norm(engine)
         return engine
 
     @property
@@ -358,6 +360,16 @@ def _freeze(model: PreTrainedModel, ds_config: dict[str, Any]) -> deepspeed.Deep
     groups.mpu = ours
     engine.eval()
     return engine
+
+
+def _tell_norm(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Let DeepSpeed keep the gradient's norm where no ZeRO and no scaled optimizer does: fp32 at stage 0."""
+
+    def clip() -> None:
+        parameters, most = engine.module.parameters(), engine.gradient_clipping()
+        engine._global_grad_norm = clip_grad_norm_(parameters, most, mpu=engine.mpu)
+
+    engine.clip_fp32_gradients = clip
 
 
 def _parameter_offload(engine: deepspeed.DeepSpeedEngine) -> Any:

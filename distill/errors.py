@@ -25,6 +25,7 @@ class BadInput(Exception):
 
     def __init__(self, problems: Problem | Sequence[Problem]):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        self.told = False
         super().__init__("\n".join(map(str, self.problems)))
 
     def __reduce__(self) -> tuple[type["BadInput"], tuple[list[Problem]]]:

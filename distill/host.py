@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -26,8 +27,15 @@ def prepare_cpu_rank() -> None:
         ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
     _keep_freed_memory()
-    # DeepSpeed calls this environment's ninja by name; a rank started through ssh has nobody's PATH.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+
+
+def find_ninja() -> None:
+    """Let DeepSpeed find the ninja beside this interpreter, where none is on the path, as through ssh.
+
+    It calls it by name to build its operators.
+    """
+    if shutil.which("ninja") is None:
+        os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
 
 
 def _keep_freed_memory() -> None:
@@ -75,20 +83,26 @@ def unlink_shared_buffer(rank: int) -> None:
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
 
 
-def interface_towards(host: str) -> str | None:
-    """The network interface over which this machine reaches `host`; None if there is no way to it."""
+def address_towards(host: str) -> str | None:
+    """This machine's address on the way to `host`; None if there is no way, or only one that no other host has."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)  # a datagram socket: nothing is sent
-            ours = probe.getsockname()[0]
+            ours = str(probe.getsockname()[0])
     except OSError:
         return None
+    # Where `host` is this machine, under a name of the loopback.
+    return None if ours.startswith("127.") or ours == "::1" else ours
+
+
+def interface_towards(host: str) -> str | None:
+    """The network interface over which this machine reaches `host`; None as for the address."""
+    ours = address_towards(host)
     for name, addresses in psutil.net_if_addrs().items():
         # A link-local IPv6 address carries its interface behind a %.
         if any(item.address.partition("%")[0] == ours for item in addresses):
-            # Where the meeting point is this machine, under a name of the loopback: no other host gets there.
-            return None if ours.startswith("127.") or ours == "::1" else name
+            return name
     return None
 
 

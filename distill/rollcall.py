@@ -10,17 +10,20 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import psutil
 import torch.distributed as dist
 
-from distill.console import speaks
+from distill.console import speaks, tell
 from distill.errors import BadInput, Problem
+from distill.host import address_towards
+from distill.lifeline import deepspeed_launcher
+from distill.topology import choose_interface, find_ranks
 
 T = TypeVar("T")
 
@@ -35,7 +38,7 @@ _LAST_WORD_SECONDS = 5.0
 class RollCall:
     """All ranks of a run that is about to start, on whichever hosts. Every method is collective."""
 
-    store: dist.TCPStore
+    store: dist.Store
     rank: int
     hosts: list[str | None]
     """By rank; None where neither the launcher nor the rank has told yet."""
@@ -50,9 +53,27 @@ class RollCall:
             BadInput: the store is that of another start.
         """
         if self.store.add(f"distill/here/{self.rank}", 1) != 1:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            wrong = "another run listens there, or an earlier start of this one"
-            raise BadInput(Problem("--master_port", where, wrong, "give a free port, or end what listens there"))
+            raise BadInput(port_taken(f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"))
+
+    def greet(self) -> None:
+        """Hear of everyone, and find the way to another host.
+
+        Raises:
+            BadInput: one host has more ranks than another, or is not there.
+        """
+
+        def judge(addresses: dict[str, list[str]]) -> list[Problem]:
+            elsewhere = [address for host in addresses if host != self._name(0) for address in addresses[host]]
+            self.store.set("distill/elsewhere", elsewhere[0] if elsewhere else "")
+            problem = unequal_slots("host", self._name(0), Counter(map(self._name, range(len(self.hosts)))))
+            return [problem] if problem else []
+
+        ours = address_towards(os.environ["MASTER_ADDR"])
+        self._exchange([] if ours is None else [ours], judge, _GIVE_UP_AFTER)
+        choose_interface(os.environ["MASTER_ADDR"])
+        # On the first host the meeting point may be a name of its loopback.
+        if elsewhere := self.store.get("distill/elsewhere").decode():
+            choose_interface(elsewhere)
 
     def together(self, work: Callable[[], T], patience: timedelta = _GIVE_UP_AFTER) -> T:
         """What `work` gives on this rank, once it has succeeded on all.
@@ -109,11 +130,14 @@ class RollCall:
                 self.hosts[rank] = host
             if theirs is not None:
                 found[host] = theirs if isinstance(theirs, dict) else found.get(host, []) + theirs
-        problems = judge(found)
-        self.store.set(f"{key}/verdict", "stop" if problems else "go")
-        if problems:
+        if problems := judge(found):
+            refused = BadInput(problems)
+            # Before another rank leaves: some launchers kill all the rest then.
+            tell(refused)
+            self.store.set(f"{key}/verdict", "stop")
             self._let_go()
-            raise BadInput(problems)
+            raise refused
+        self.store.set(f"{key}/verdict", "go")
 
     def _united(self, found: dict[str, list[list[str]]]) -> list[Problem]:
         """Everyone's problems, each once; those that rank 0's host does not share say where they are."""
@@ -151,17 +175,37 @@ class RollCall:
 
 
 def assemble() -> RollCall:
-    """Call the roll of all ranks, whose places stand in the environment.
+    """Call the roll of all ranks, as any launcher has placed them.
 
     Raises:
         BadInput: rank 0 cannot listen, or a host is not there; names it.
     """
+    find_ranks()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosts = _hosts_by_rank(world)
-    present = RollCall(_open_store(rank, hosts[0]), rank, hosts, speaks())
+    # torchrun keeps its store when it starts ranks again.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt/{attempt}", _open_store(rank, hosts[0]))
+    present = RollCall(store, rank, hosts, speaks())
     present.enter()
-    present.together(_nothing)
+    present.greet()
     return present
+
+
+def port_taken(where: str) -> Problem:
+    """The problem of a meeting point, told as address:port, that is not ours alone."""
+    wrong = "another run listens there, or an earlier start of this one"
+    return Problem("--master_port", where, wrong, "give a free port, or end what listens there")
+
+
+def unequal_slots(field: str, value: str, ranks: Mapping[str, int]) -> Problem | None:
+    """The problem of hosts with different numbers of ranks, if they have."""
+    if len(set(ranks.values())) < 2:
+        return None
+    (first, most), *others = ranks.items()
+    other = next((host, count) for host, count in others if count != most)
+    wrong = f"{first} has {most} ranks, {other[0]} has {other[1]}"
+    return Problem(field, value, wrong, "give all hosts the same number of slots")
 
 
 def _open_store(rank: int, first_host: str | None) -> dist.TCPStore:
@@ -170,10 +214,12 @@ def _open_store(rank: int, first_host: str | None) -> dist.TCPStore:
     def connect(patience: timedelta) -> dist.TCPStore:
         # Multi-tenant: the process group of this process shares the server and its port.
         return dist.TCPStore(
-            address, port, is_master=rank == 0, timeout=patience, wait_for_workers=False, multi_tenant=True
+            address, port, is_master=listens, timeout=patience, wait_for_workers=False, multi_tenant=True
         )
 
-    if rank == 0:
+    # torchrun's agent listens there itself.
+    listens = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if listens:
         try:
             return connect(_GIVE_UP_AFTER)
         except dist.DistNetworkError as error:
@@ -194,11 +240,8 @@ def _open_store(rank: int, first_host: str | None) -> dist.TCPStore:
 
 def _hosts_by_rank(world: int) -> list[str | None]:
     """The hostfile's name for each rank's host: DeepSpeed starts ranks with that on its own command line only."""
-    command: list[str] = []
-    with suppress(psutil.Error):
-        parent = psutil.Process().parent()
-        command = parent.cmdline() if parent else []
-    for argument in command:
+    launcher = deepspeed_launcher()
+    for argument in launcher.cmdline() if launcher else []:
         if argument.startswith("--world_info="):
             slots = json.loads(base64.urlsafe_b64decode(argument.partition("=")[2]))
             names = [host for host, ranks in slots.items() for _ in ranks]

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from distill.host import interface_towards, prepare_cpu_rank, unlink_shared_buffer
+from distill.host import find_ninja, interface_towards, prepare_cpu_rank, unlink_shared_buffer
 
 T = TypeVar("T")
 
@@ -103,7 +103,8 @@ def start(tp_size: int = 1, timeout_minutes: float = _TIMEOUT_MINUTES) -> Topolo
     A collective that lasts longer than `timeout_minutes` ends the run: a rank or its host is gone.
     """
     find_ranks()
-    _choose_interface()
+    choose_interface(os.environ["MASTER_ADDR"])
+    find_ninja()
     accelerator, timeout = get_accelerator(), timedelta(minutes=timeout_minutes)
     if accelerator.device_name() == "cpu":
         prepare_cpu_rank()
@@ -129,6 +130,8 @@ def find_ranks() -> None:
 
     Under `mpirun` DeepSpeed asks MPI for them; without any launcher this process is alone.
     """
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        os.environ.setdefault("LOCAL_SIZE", os.environ["LOCAL_WORLD_SIZE"])  # torchrun's word for it
     if "RANK" in os.environ:
         return
     if any(int(os.environ.get(name, "1")) > 1 for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")):
@@ -153,16 +156,15 @@ def _ask_mpi() -> None:
         os.environ["LOCAL_SIZE"] = os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"]
 
 
-def _choose_interface() -> None:
-    """Where ranks of several hosts meet over gloo, take the interface that leads to the meeting point.
+def choose_interface(towards: str) -> None:
+    """Where ranks of several hosts meet over gloo, take the interface that leads to `towards`, unless one is chosen.
 
     gloo would take the one that the host's own name resolves to: on many machines the loopback.
     """
     several = int(os.environ["WORLD_SIZE"]) > int(os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
-    if several and "GLOO_SOCKET_IFNAME" not in os.environ:
-        name = interface_towards(os.environ["MASTER_ADDR"])
-        if name is not None:
-            os.environ["GLOO_SOCKET_IFNAME"] = name
+    name = interface_towards(towards) if several else None
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def stop() -> None:

@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig as ModelConfig
 from transformers import PreTrainedTokenizerBase
 
 from distill.checks.report import Report
+from distill.checks.sharding import check_sharding
 from distill.config import Config, ModelSettings
 from distill.data.records import WRITTEN_BY_A_MODEL, Kind, fingerprint, open_records, read_manifest
 from distill.errors import BadInput
@@ -46,15 +47,7 @@ def _check_model(config: Config, model: OpenedModel, name: str, report: Report) 
     report.check(tokenizer.eos_token_id is not None, f"{name}.path", path, "its tokenizer has no EOS", "set eos_token")
     if tokenizer.pad_token_id is None:
         report.notices.append(f"{name}: the tokenizer has no pad token; none is needed, lengths tell padding")
-    heads, tp = getattr(model_config, "num_attention_heads", None), config.parallel.student_tp
-    if heads:
-        report.check(
-            heads % tp == 0,
-            f"parallel.{name}_tp",
-            tp,
-            f"does not divide the {name}'s {heads} attention heads",
-            "lower it",
-        )
+    check_sharding(config, name, model[0], report)
     context = getattr(model_config, "max_position_embeddings", None)
     for field_name, longest, mend in _longest_sequences(config):
         if context is None:

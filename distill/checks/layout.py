@@ -16,19 +16,19 @@ def check_parallel(config: Config, world_size: int | None, report: Report) -> No
     """The tensor-parallel degrees."""
     tp = config.parallel
     report.check(
-        tp.student_tp == tp.teacher_tp,
+        tp.student_tp in (1, tp.teacher_tp),
         "parallel.teacher_tp",
         tp.teacher_tp,
-        f"differs from parallel.student_tp = {tp.student_tp}; DeepSpeed has one tensor-parallel group a process",
-        "make them equal",
+        f"does not go with parallel.student_tp = {tp.student_tp}; DeepSpeed has one tensor-parallel group a process",
+        f"give {tp.student_tp}, or parallel.student_tp=1",
     )
-    if world_size is not None:
+    for field, degree in (("parallel.student_tp", tp.student_tp), ("parallel.teacher_tp", tp.teacher_tp)):
         report.check(
-            world_size % tp.student_tp == 0,
-            "parallel.student_tp",
-            tp.student_tp,
+            world_size is None or world_size % degree == 0,
+            field,
+            degree,
             f"does not divide the {world_size} ranks",
-            f"start a multiple of {tp.student_tp} ranks or lower it",
+            f"start a multiple of {degree} ranks or lower it",
         )
 
 
@@ -72,14 +72,15 @@ def check_batches(config: Config, world_size: int | None, report: Report) -> Non
     )
 
 
-def check_machine(config: Config, report: Report) -> None:
-    """The DeepSpeed JSON, the compiler and the precision."""
-    cpu = get_accelerator().device_name() == "cpu"
+def check_deepspeed(config: Config, report: Report) -> None:
+    """The DeepSpeed JSON."""
     try:
-        zero = read_deepspeed_json(config.parallel.deepspeed).get("zero_optimization", {})
+        settings = read_deepspeed_json(config.parallel.deepspeed)
     except BadInput as error:
         report.problems += error.problems
         return
+    _check_tensor_parallel(settings.get("tensor_parallel"), config, report)
+    zero = settings.get("zero_optimization", {})
     stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
     report.check(
         stage in (0, 1, 2, 3), "zero_optimization.stage", stage, f"in {config.parallel.deepspeed}", "give 0, 1, 2 or 3"
@@ -92,6 +93,37 @@ def check_machine(config: Config, report: Report) -> None:
             f"works with stages 2 and 3 only, the stage is {stage}",
             "set it to false",
         )
+
+
+def _check_tensor_parallel(asked: object, config: Config, report: Report) -> None:
+    """The recipe says how far to split; a JSON made for tensor parallelism may only leave it to the recipe."""
+    if asked is None:
+        return
+    path, tp = config.parallel.deepspeed, config.parallel
+    auto = {"autotp_size": "auto"}
+    report.check(
+        asked == auto, "tensor_parallel", asked, f"in {path}; the recipe's parallel.student_tp decides", f"give {auto}"
+    )
+    report.check(
+        max(tp.student_tp, tp.teacher_tp) > 1,
+        "parallel.student_tp",
+        tp.student_tp,
+        f"{path} is for tensor parallelism",
+        "raise parallel.student_tp or parallel.teacher_tp above 1, or give another parallel.deepspeed",
+    )
+
+
+def check_machine(config: Config, report: Report) -> None:
+    """The accelerator, the compiler and the precision."""
+    accelerator = get_accelerator()
+    report.check(
+        accelerator.is_available(),
+        "DS_ACCELERATOR",
+        accelerator.device_name(),
+        "this host has no such device, or torch was not built for it",
+        "give cpu, or start on a host that has one",
+    )
+    cpu = accelerator.device_name() == "cpu"
     compiler = os.environ.get("CXX", "g++")
     report.check(
         not cpu or shutil.which(compiler) is not None,

@@ -13,8 +13,11 @@ from contextlib import suppress
 
 from deepspeed.launcher import runner
 
+from distill.console import tell
 from distill.errors import EXIT_BAD_INPUT, BadInput
 from distill.launching.command import Launch, plan
+from distill.launching.here import check_alone, check_launcher
+from distill.launching.supervision import supervise
 
 # A connection that is lost without a word is given up after two minutes, and pdsh then names the host.
 _KEEP_ALIVE = "-o ServerAliveInterval=30 -o ServerAliveCountMax=4"
@@ -34,25 +37,30 @@ def main(arguments: list[str]) -> int:
             return 0
         return _start(launch)
     except BadInput as error:
-        for problem in error.problems:
-            print(f"distill: {problem}", file=sys.stderr, flush=True)
+        tell(error)
         return EXIT_BAD_INPUT
 
 
 def _start(launch: Launch) -> int:
+    arguments = launch.arguments
+    if launch.launcher is not None:
+        check_launcher(launch.launcher)
+    elif launch.meeting_port is not None:
+        check_alone(launch.meeting_port)
     if launch.ssh.hosts:
-        if problems := launch.ssh.prepare(launch.file, launch.content):
+        assert launch.meeting_port is not None
+        if problems := launch.ssh.prepare(launch.meeting_port, launch.file, launch.content):
             _clear(launch)
             raise BadInput(problems)
+        # DeepSpeed would ask once more, by an ssh without the user's options.
+        found = ["--master_addr", launch.ssh.first_address()] if launch.finds_address else []
+        arguments = ["--no_ssh_check", *found, *arguments]
         before = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
         os.environ["PDSH_SSH_ARGS_APPEND"] = f"{before} {_KEEP_ALIVE}".strip()
     try:
-        runner.main(launch.arguments)
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
+        return supervise(lambda: runner.main(arguments))
     finally:
         _clear(launch)
-    return 0
 
 
 def _clear(launch: Launch) -> None:

@@ -11,6 +11,7 @@ from deepspeed.launcher import runner
 from distill.errors import BadInput, Problem
 from distill.launching.hosts import Ssh
 from distill.launching.variables import FORWARDED, exports, forwarded, mpirun_flags, one_word
+from distill.rollcall import unequal_slots
 
 _SOCKETS = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
@@ -20,7 +21,14 @@ class Launch:
     """Arguments of the DeepSpeed launcher, the hosts that it reaches by ssh, and what these are given."""
 
     arguments: list[str]
+    launcher: str | None = None
+    """What reaches the hosts; None where ranks start on this machine, or we do not know."""
     ssh: Ssh = field(default_factory=Ssh)
+    """Without hosts where nothing is to be asked of them."""
+    meeting_port: int | None = None
+    """Where the ranks will meet, if we know on which machine."""
+    finds_address: bool = False
+    """Whether the meeting point's address has to be found out."""
     file: str | None = None
     content: str = ""
     variables: tuple[str, ...] = ()
@@ -34,16 +42,20 @@ def plan(arguments: Sequence[str], environment: Mapping[str, str], file: str) ->
     """
     args = runner.parse_args(list(arguments))
     hosts = [] if args.no_ssh else _hosts(args)
+    launcher = args.launcher.lower()
     if len(hosts) < 2 and not (hosts and args.force_multi):
+        return Launch(list(arguments), meeting_port=None if args.no_ssh else args.master_port)
+    if launcher not in ("pdsh", "openmpi"):
         return Launch(list(arguments))
     flags = list(arguments[: len(arguments) - 1 - len(args.user_args)])
-    variables, ssh = forwarded(environment), Ssh(hosts, args.ssh_port)
-    if args.launcher.lower() == "openmpi":
+    variables, finds = forwarded(environment), not args.master_addr
+    if launcher == "openmpi":
         given = [args.launcher_args, shlex.join(_for_mpirun(args, variables))]
         flags.append(f"--launcher_args={' '.join(given).strip()}")
-        return Launch([*flags, args.user_script, *args.user_args], ssh, variables=tuple(variables))
-    if args.launcher.lower() != "pdsh":
-        return Launch(list(arguments))
+        # mpirun may have another way onto the hosts than ssh.
+        ssh = Ssh() if args.no_ssh_check else Ssh(hosts, args.ssh_port)
+        words = [*flags, args.user_script, *args.user_args]
+        return Launch(words, launcher, ssh, args.master_port, finds and bool(ssh.hosts), variables=tuple(variables))
     for name, path in (("checkout", str(Path.cwd())), ("python", sys.executable), ("script", args.user_script)):
         if one_word(path) != path:
             wrong = "DeepSpeed hands this path to other hosts unquoted"
@@ -51,7 +63,10 @@ def plan(arguments: Sequence[str], environment: Mapping[str, str], file: str) ->
     activate = f"source {shlex.quote(args.venv_script)}\n" if args.venv_script else ""
     content = activate + exports(variables | {FORWARDED: file})
     words = [one_word(argument) for argument in args.user_args]
-    return Launch([*flags, "--venv_script", file, args.user_script, *words], ssh, file, content, tuple(variables))
+    # pdsh gives them to ssh.
+    ssh = Ssh(hosts, args.ssh_port, environment.get("PDSH_SSH_ARGS_APPEND", "").split())
+    flags += ["--venv_script", file, args.user_script]
+    return Launch([*flags, *words], launcher, ssh, args.master_port, finds, file, content, tuple(variables))
 
 
 def _hosts(args: "runner.argparse.Namespace") -> list[str]:
@@ -63,10 +78,13 @@ def _hosts(args: "runner.argparse.Namespace") -> list[str]:
         return []
     try:
         slots = runner.fetch_hostfile(args.hostfile)
-        active = runner.parse_inclusion_exclusion(slots, args.include, args.exclude)
-        return list(runner.apply_num_nodes_and_gpus(active, args.num_nodes, args.num_gpus))
+        chosen = runner.parse_inclusion_exclusion(slots, args.include, args.exclude)
+        active = runner.apply_num_nodes_and_gpus(chosen, args.num_nodes, args.num_gpus)
     except ValueError as error:
         raise BadInput(Problem("--hostfile", args.hostfile, str(error), "see launch/hostfile.example")) from None
+    if problem := unequal_slots("--hostfile", args.hostfile, {host: len(ranks) for host, ranks in active.items()}):
+        raise BadInput(problem)
+    return list(active)
 
 
 def _for_mpirun(args: "runner.argparse.Namespace", variables: Mapping[str, str]) -> list[str]:

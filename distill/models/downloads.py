@@ -3,16 +3,22 @@
 Opened by its hub id, a model is asked for on the hub by every rank, file by file: hundreds of ranks are then refused.
 """
 
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
 from distill.config import Config
 from distill.errors import BadInput, Problem
+from distill.rollcall import RollCall
 
 # What transformers opens; the same weights in other formats, in subfolders or in one file more stay where they are.
 _NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
 _TWICE = ["*/*", "consolidated*"]
+
+# Weights of a large model may be hours away.
+_DOWNLOAD = timedelta(hours=24)
 
 _folders: dict[str, str] = {}
 
@@ -22,13 +28,34 @@ def opened_at(path: str) -> str:
     return _folders.get(path, path)
 
 
-def fetch_models(config: Config) -> None:
-    """Bring to this host what the run needs from the hub; nothing if it is here already, or only folders are named.
+def bring(models: Mapping[str, str], roll: RollCall) -> None:
+    """Fetch what of `models` (path or hub id by setting) lies on the hub, once a host, and open it from there.
+
+    All hosts get one revision. From here on nothing asks the hub. Collective.
+
+    Raises:
+        BadInput: the hub does not give a model, or gave hosts different revisions.
+    """
+    wanted = {field: path for field, path in models.items() if not Path(path).exists()}
+    roll.in_turn(lambda: fetch(wanted), patience=_DOWNLOAD)
+    roll.compare(roll.together(lambda: use_fetched(wanted)))
+
+
+def models_of(config: Config) -> dict[str, str]:
+    """The models that a run opens, by setting."""
+    models = {"student.path": config.student.path}
+    if config.teacher is not None and config.objective.needs_teacher:
+        models["teacher.path"] = config.teacher.path
+    return models
+
+
+def fetch(wanted: Mapping[str, str]) -> None:
+    """Bring hub models to this host, by setting; nothing where they are here already.
 
     Raises:
         BadInput: the hub does not give it; names the setting.
     """
-    for field, path in _on_the_hub(config).items():
+    for field, path in wanted.items():
         try:
             snapshot_download(path, allow_patterns=_NEEDED, ignore_patterns=_TWICE)
         except (OSError, ValueError) as error:
@@ -37,17 +64,10 @@ def fetch_models(config: Config) -> None:
             raise BadInput(Problem(field, path, f"not fetched from the hub ({said})", mend)) from None
 
 
-def use_fetched(config: Config) -> dict[str, str]:
+def use_fetched(wanted: Mapping[str, str]) -> dict[str, str]:
     """From now on open fetched models from this host's folders, without the hub; each one's revision, by setting."""
     revisions = {}
-    for field, path in _on_the_hub(config).items():
+    for field, path in wanted.items():
         folder = snapshot_download(path, allow_patterns=_NEEDED, ignore_patterns=_TWICE, local_files_only=True)
         _folders[path], revisions[field] = folder, Path(folder).name
     return revisions
-
-
-def _on_the_hub(config: Config) -> dict[str, str]:
-    models = {"student.path": config.student}
-    if config.teacher is not None and config.objective.needs_teacher:
-        models["teacher.path"] = config.teacher
-    return {field: model.path for field, model in models.items() if not Path(model.path).exists()}

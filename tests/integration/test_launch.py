@@ -199,6 +199,23 @@ def test_bash_starts_the_same_run(
     assert [row["step"] for row in records(tmp_path / "bashed") if "loss/sft" in row] == [1, 2]
 
 
+def test_torchrun_starts_ranks_too(recipe: Callable, environment: dict, root: Path, tmp_path: Path) -> None:
+    """Its agent listens at the meeting point itself."""
+    command = ["torchrun", "--standalone", "--max-restarts", "1", "--nproc-per-node", "2"]
+    command += ["-m", "distill", "train", "--config"]
+    where = {"cwd": root, "env": environment, "capture_output": True, "text": True, "timeout": 300, "check": False}
+    done = subprocess.run([*command, str(recipe("run", "sft")), "optim.steps=2"], **where)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["step"] for row in records(tmp_path / "run") if "loss/sft" in row] == [1, 2]
+    assert "failed to bind" not in done.stderr
+    done = subprocess.run([*command, str(recipe("bad", "sft")), "optim.batch_size=3"], **where)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("distill: ")]
+    wrong = "distill: optim.batch_size = 3: does not divide over 2 data-parallel ranks"
+    assert sum(line.startswith(wrong) for line in said) == 2, "once for each start"
+    assert not any("--master_port" in line for line in said)
+
+
 def test_another_number_of_ranks_is_refused_before_anything_is_lost(
     recipe: Callable, launch: Callable, tmp_path: Path
 ) -> None:

@@ -50,8 +50,10 @@ VARIANTS = {
     "2 ranks, micro-batch 1, decode batch 3": ("minillm", 2, ["optim.micro_batch=1", "rollout.batch=3"]),
     "2 ranks, sampled layer by layer": ("minillm", 2, ["rollout.gather=layer"]),
     "2 ranks, activations recomputed": ("minillm", 2, ["student.gradient_checkpointing=true"]),
-    "2 ranks, ZeRO-2": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero2.json"]),
+    "2 ranks, ZeRO-0": ("minillm", 2, ["parallel.deepspeed={zero0}"]),
     "2 ranks, ZeRO-1": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero1.json"]),
+    "2 ranks, ZeRO-2": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero2.json"]),
+    "2 ranks, ZeRO-3 in host memory": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero3_offload.json"]),
     "2 ranks, untied head": ("untied", 2, ["optim.micro_batch=4", UNTIED]),
     "2 ranks, kd": ("kd", 2, ["optim.micro_batch=1", KD, NO_TEXT]),
     "2 ranks, distillm2": ("distillm2", 2, ["optim.micro_batch=1", DISTILLM2, NO_TEXT]),
@@ -72,6 +74,11 @@ VARIANTS = {
     "TP 2 × DP 2, sft": ("sft", 4, [*SHARDED, SFT, NO_TEXT, "optim.micro_batch=2"]),
     "TP 2 × DP 2, kd": ("kd", 4, [*SHARDED, KD, NO_TEXT, "optim.micro_batch=2"]),
     "teacher alone TP 2, 4 ranks": ("minillm", 4, [*SHARDED_TEACHER, "optim.micro_batch=2"]),
+    "TP 2, its own DeepSpeed settings": (
+        "minillm",
+        2,
+        [*SHARDED, "optim.micro_batch=8", "parallel.deepspeed=ds_configs/zero3_tp.json"],
+    ),
 }
 
 
@@ -122,12 +129,16 @@ def result(
         "log": {"wandb": "disabled"},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    (folder / "zero0.json").write_text(json.dumps({"zero_optimization": {"stage": 0}}))
     every = REFERENCES | {name: variant[1:] for name, variant in VARIANTS.items()}
 
     def layout(name: str) -> tuple[int, list[str]]:
         return every[name][0], [text for text in every[name][1] if text in SHARDED]
 
-    paths = {UNTIED: UNTIED.format(untied=untied), PADDED: PADDED.format(padded=padded)}
+    def fill(text: str) -> str:
+        for name, path in (("untied", untied), ("padded", padded), ("zero0", folder / "zero0.json")):
+            text = text.replace(f"{{{name}}}", str(path))
+        return text
 
     def get(name: str) -> tuple[dict, dict]:
         if not (folder / f"{name}.json").exists():
@@ -135,7 +146,7 @@ def result(
             jobs = [
                 {
                     "out": str(folder / other),
-                    "overrides": [paths.get(text, text) for text in every[other][1]],
+                    "overrides": [fill(text) for text in every[other][1]],
                 }
                 for other in alike
             ]
@@ -161,6 +172,12 @@ def test_layout_does_not_change_the_numbers(name: str, result: Callable) -> None
         # AdamW's first steps move by lr·sign(g): where a gradient is all rounding, its sign is too.
         close = torch.isclose(got_weights[key], value, rtol=1e-3, atol=1e-4)
         assert close.float().mean() > 0.999, key
+
+
+def test_every_shipped_deepspeed_config_is_among_them(root: Path) -> None:
+    asked = " ".join(override for variant in VARIANTS.values() for override in variant[2])
+    missing = [path.name for path in (root / "ds_configs").iterdir() if f"ds_configs/{path.name}" not in asked]
+    assert missing == ["zero3.json"], "the one that all others run with"
 
 
 def test_steps_change_the_student(result: Callable, models_dir: Path, untied: Path) -> None:

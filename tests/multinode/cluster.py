@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +90,15 @@ class Cluster:
     def on(self, host: Host) -> list[str]:
         """What starts a command on the host, with the caller's environment."""
         return ["nsenter", "--target", str(host.sshd), "--net", "--uts", "--mount", "--pid", f"--wdns={Path.cwd()}"]
+
+    def running(self, host: Host, word: str) -> list[str]:
+        """The command lines on the host that hold `word`."""
+        found = []
+        for pid in _call("ip", "netns", "pids", host.namespace).stdout.split():
+            with suppress(OSError):  # it has just ended
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found += [command] if word in command else []
+        return found
 
     def path(self, path: str) -> str:
         """PATH with an ssh that knows these hosts in front."""

@@ -1,8 +1,11 @@
 """Two hosts for real, and the run that both of them train."""
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +86,45 @@ def of_one_host(
     return found
 
 
-OnHost = Callable[..., subprocess.CompletedProcess[str]]
-
-
 @pytest.fixture
-def on_alpha(cluster: Cluster, environment: dict[str, str], root: Path) -> OnHost:
-    """Run a command on host alpha from the checkout, as a user who is logged in there."""
+def begin_on_alpha(
+    cluster: Cluster, environment: dict[str, str], root: Path
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command on host alpha from the checkout, as a user who is logged in there; it is ended."""
     # What the launcher is to find out or to forward must not be here by chance.
     kept = {k: v for k, v in environment.items() if not k.startswith(("GLOO_", "NCCL_", "WANDB_", "HF_", "OMP_"))}
+    begun: list[subprocess.Popen[str]] = []
 
-    def run(*command: str, timeout: float = 300, **changes: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+    def begin(*command: str, **changes: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
             [*cluster.on(cluster.hosts["alpha"]), *command],
             cwd=root,
             env=kept | {"PATH": cluster.path(environment["PATH"])} | changes,
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout,
-            check=False,
+            start_new_session=True,
         )
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
+def on_alpha(
+    begin_on_alpha: Callable[..., subprocess.Popen[str]],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command on host alpha to its end."""
+
+    def run(*command: str, timeout: float = 300, **changes: str) -> subprocess.CompletedProcess[str]:
+        process = begin_on_alpha(*command, **changes)
+        out, err = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     return run

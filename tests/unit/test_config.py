@@ -143,10 +143,11 @@ def test_settings_the_recipe_owns_and_leftover_autos_do_not_reach_deepspeed(reci
         "train_batch_size": "auto",
         "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
         "scheduler": {"type": "WarmupLR"},
+        "tensor_parallel": {"autotp_size": "auto"},
         "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "overlap_comm": True},
     }
     filled = fill_auto(borrowed, resolve_dtype("fp32"), load(recipe).optim)
-    assert not {"train_batch_size", "optimizer", "scheduler"} & filled.keys()
+    assert not {"train_batch_size", "optimizer", "scheduler", "tensor_parallel"} & filled.keys()
     assert filled["zero_optimization"] == {"stage": 3, "overlap_comm": True}
 
 

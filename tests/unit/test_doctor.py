@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_llama, train_tokenizer
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from run_configs import change, problems, started
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Config, Phi3Config, PreTrainedTokenizerFast
 
 from data_prep.preprocess import preprocess
 from data_prep.tokenize import Recipe
+from distill.checks import layout
 from distill.config import Config
 from distill.doctor import examine
 
@@ -61,14 +63,70 @@ def test_gkd_with_the_teachers_tokens_is_noted_not_refused(good: dict) -> None:
     assert any("rollout.inner_epochs=1" in notice for notice in report.notices)
 
 
+def parallel(good: dict, student: int, teacher: int, **settings: object) -> list[str]:
+    return problems(good | {"parallel": {"student_tp": student, "teacher_tp": teacher, **settings}})
+
+
 def test_too_few_ranks_for_tensor_parallelism(good: dict) -> None:
-    found = problems(good | {"parallel": {"student_tp": 4, "teacher_tp": 4}})
+    found = parallel(good, 4, 4)
     assert any("parallel.student_tp = 4: does not divide the 2 ranks" in line for line in found)
+    assert any("parallel.teacher_tp = 4: does not divide the 2 ranks" in line for line in parallel(good, 1, 4))
 
 
-def test_different_tensor_parallel_degrees(good: dict) -> None:
-    found = problems(good | {"parallel": {"student_tp": 1, "teacher_tp": 2}})
-    assert any("parallel.teacher_tp = 2: differs from parallel.student_tp = 1" in line for line in found)
+@pytest.mark.parametrize("pair", [(1, 1), (2, 2), (1, 2)])
+def test_tensor_parallel_degrees_that_go_together(pair: tuple[int, int], good: dict) -> None:
+    assert parallel(good, *pair) == []
+
+
+def test_tensor_parallel_degrees_that_do_not(good: dict) -> None:
+    (line,) = parallel(good, 2, 1)
+    assert line.startswith("parallel.teacher_tp = 1: does not go with parallel.student_tp = 2; DeepSpeed has one ")
+    assert line.endswith("; give 2, or parallel.student_tp=1")
+
+
+def test_more_shards_than_heads(good: dict) -> None:
+    """The models have 4 attention heads and 2 key-value heads."""
+    wide = change(change(good, "optim.batch_size", 24), "rollout.per_round", 24)
+    found = problems(wide | {"parallel": {"student_tp": 1, "teacher_tp": 3}}, world_size=3)
+    assert "parallel.teacher_tp = 3: does not divide the teacher's 4 attention heads; divide 4" in found
+    assert not any(line.startswith("parallel.student_tp") for line in found)
+    found = problems(wide | {"parallel": {"student_tp": 4, "teacher_tp": 4}}, world_size=4)
+    wanted = "is more than the {0}'s 2 key-value heads: ranks would have none; give at most 2"
+    assert found == [f"parallel.{name}_tp = 4: {wanted.format(name)}" for name in ("student", "teacher")]
+
+
+def test_an_architecture_that_cannot_be_sharded(good: dict, models_dir: Path, tmp_path: Path) -> None:
+    """DeepSpeed says so itself: a name it refuses, and a plan of transformers that it cannot follow."""
+    AutoTokenizer.from_pretrained(models_dir / "student").save_pretrained(tmp_path)
+    GPT2Config(n_layer=2, n_head=4, n_embd=32, vocab_size=600, eos_token_id=0).save_pretrained(tmp_path)
+    found = parallel(change(good, "student.path", str(tmp_path)), 2, 2)
+    assert found == [
+        "parallel.student_tp = 2: DeepSpeed's AutoTP does not shard this student (gpt2: AutoTP not supported for "
+        "model); give parallel.student_tp=1"
+    ]
+    small = {"num_hidden_layers": 1, "hidden_size": 32, "vocab_size": 600, "eos_token_id": 0, "bos_token_id": None}
+    Phi3Config(**small, num_attention_heads=4, pad_token_id=0).save_pretrained(tmp_path)
+    (line,) = parallel(change(good, "teacher.path", str(tmp_path)), 1, 2)
+    assert "does not shard this teacher (phi3: HuggingFace tp_plan contains unsupported" in line
+
+
+def test_deepspeed_settings_for_tensor_parallelism(good: dict, root: Path, tmp_path: Path) -> None:
+    path = str(root / "ds_configs/zero3_tp.json")
+    assert parallel(good, 2, 2, deepspeed=path) == []
+    (line,) = parallel(good, 1, 1, deepspeed=path)
+    assert line.startswith(f"parallel.student_tp = 1: {path} is for tensor parallelism; raise parallel.student_tp")
+    (tmp_path / "ds.json").write_text('{"tensor_parallel": {"autotp_size": 4}}')
+    (line,) = parallel(good, 2, 2, deepspeed=str(tmp_path / "ds.json"))
+    assert line.startswith("tensor_parallel = {'autotp_size': 4}: in ")
+
+
+def test_a_device_that_is_not_there(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "get_accelerator", CUDA_Accelerator)
+    monkeypatch.setattr(CUDA_Accelerator, "is_available", lambda self: False)
+    assert problems(good) == [
+        "DS_ACCELERATOR = 'cuda': this host has no such device, or torch was not built for it; give cpu, or start on a "
+        "host that has one"
+    ]
 
 
 def test_missing_teacher(good: dict) -> None:

@@ -1,19 +1,42 @@
 """Models of the hub are fetched once and then opened from their folder, with no further question to the hub."""
 
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
+from data_prep import teacher_responses
+from distill import rollcall
+from distill.cli import main
 from distill.config import Config, ModelSettings
 from distill.errors import BadInput
 from distill.models import downloads
-from distill.models.downloads import fetch_models, opened_at, use_fetched
+from distill.models.downloads import bring, models_of, opened_at
 from distill.models.loading import load_config, load_tokenizer
+from distill.rollcall import RollCall
 
 HUB_ID = "some/student"
+
+
+class Roll(RollCall):
+    """That of one rank alone, with the turn to fetch or without; keeps what hosts would compare."""
+
+    def __init__(self, turn: bool = True) -> None:
+        self.turn, self.compared = turn, {}
+
+    def together(self, work: Callable, patience: object = None) -> Any:
+        return work()
+
+    def in_turn(self, work: Callable, patience: object = None) -> None:
+        if self.turn:
+            work()
+
+    def compare(self, facts: dict) -> None:
+        self.compared = facts
 
 
 @pytest.fixture
@@ -50,9 +73,10 @@ def hub(models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> li
 
 
 def test_fetched_models_are_opened_from_their_folder(hub: list, config: Config) -> None:
-    fetch_models(config)
-    assert hub == [(HUB_ID, False)], "a folder is not asked for"
-    assert use_fetched(config) == {"student.path": "abc123"}
+    roll = Roll()
+    bring(models_of(config), roll)
+    assert hub == [(HUB_ID, False), (HUB_ID, True)], "a folder is not asked for"
+    assert roll.compared == {"student.path": "abc123"}
     assert opened_at(HUB_ID).endswith("abc123")
     assert load_config(ModelSettings(path=HUB_ID), "student.path").model_type == "llama"
     assert len(load_tokenizer(HUB_ID, "student.path")) == 600
@@ -69,4 +93,28 @@ def test_weights_come_once_and_whole() -> None:
 def test_a_model_that_the_hub_does_not_give_is_named(hub: list, config: Config) -> None:
     other = config.model_copy(update={"student": ModelSettings(path="no/such")})
     with pytest.raises(BadInput, match=r"student.path = 'no/such': not fetched from the hub \(404: no no/such\)"):
-        fetch_models(other)
+        bring(models_of(other), Roll())
+
+
+def test_only_the_rank_whose_turn_it_is_asks_the_hub(hub: list, config: Config) -> None:
+    """Any other opens what lies there."""
+    bring(models_of(config), Roll())
+    hub.clear()
+    bring(models_of(config), Roll(turn=False))
+    assert hub == [(HUB_ID, True)]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "teacher_responses"])
+def test_every_command_brings_its_models(command: str, hub: list, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(rollcall, "assemble", Roll)
+    monkeypatch.setattr(teacher_responses, "assemble", Roll)
+    prompts = tmp_path / "empty.jsonl"
+    prompts.write_text("")
+    arguments = ["--teacher", HUB_ID, "--data", str(prompts), "--out", str(tmp_path / "out")]
+    if command == "evaluate":
+        assert main(["evaluate", "--model", "cut=no/such", *arguments]) == 2
+        assert hub == [(HUB_ID, False), ("no/such", False)]
+    else:
+        monkeypatch.setattr(sys, "argv", ["teacher_responses", *arguments])
+        assert teacher_responses.main() == 2
+        assert hub == [(HUB_ID, False), (HUB_ID, True)]

@@ -3,25 +3,32 @@
 import os
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import BadInput
-from distill.launching import hosts
+from distill.launching import here, hosts
 from distill.launching.__main__ import main
 from distill.launching.command import plan
+from distill.launching.here import check_alone
 from distill.launching.hosts import Ssh
 from distill.launching.variables import exports, forwarded, one_word
 
 NASTY = '/a dir/it\'s "$(touch x)" `touch x`;%h \\ é\n$HOME.yaml'
 FILE = "/tmp/distill-0.sh"
+Capture = pytest.CaptureFixture[str]
 ENVIRONMENT = {
     "WANDB_API_KEY": "sec ret",
     "HF_TOKEN": "t'o\"$(x)",
@@ -126,6 +133,7 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         '#!/bin/bash\nhost="${@: -2:1}"\n'
         '[ "$host" = down ] && { echo "ssh: connect to host down port 22: timed out" >&2; exit 255; }\n'
         '[ "$host" = mute ] && exec sleep 60\n'
+        'printf "%s\\n" "$@" >> "$(dirname "$0")/../asked"\n'
         'exec bash -c "${@: -1}"\n'
     )
     ssh.chmod(0o755)
@@ -134,22 +142,113 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_each_host_that_cannot_take_part_is_named(fake_ssh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [str(problem) for problem in Ssh(["good", "down", "mute"]).prepare()]
+def test_each_host_that_cannot_take_part_is_named(
+    fake_ssh: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [str(problem) for problem in Ssh(["good", "down", "mute"]).prepare(free_port())]
     assert len(found) == 2
     assert found[0].startswith("host = 'down': not reached (ssh: connect to host down port 22: timed out)")
     assert found[1].startswith("host = 'mute': no answer in 2 s")
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    assert "has no /no/such/python" in str(Ssh(["good"]).prepare()[0])
+    assert "has no /no/such/python" in str(Ssh(["good"]).prepare(free_port())[0])
 
 
-def test_the_file_is_private_and_goes_again(fake_ssh: Path) -> None:
+def test_the_file_is_private_and_goes_again(fake_ssh: Path, free_port: Callable[[], int]) -> None:
     file = fake_ssh / "variables.sh"
-    assert Ssh(["a", "b"]).prepare(str(file), "export X='1'\n") == []
+    assert Ssh(["a", "b"]).prepare(free_port(), str(file), "export X='1'\n") == []
     assert file.read_text() == "export X='1'\n"
     assert file.stat().st_mode & 0o077 == 0
+    (fake_ssh / "variables.sh.1").touch()  # as of a host that was cut off
     Ssh(["a", "b"]).remove(str(file))
+    assert "*" not in (fake_ssh / "asked").read_text().splitlines()[-1], "zsh would refuse what matches nothing"
     assert not list(fake_ssh.glob("variables*"))
+
+
+def test_a_port_in_use_on_the_first_host_is_named(fake_ssh: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        (problem,) = Ssh(["first", "second"]).prepare(port)
+        assert str(problem).startswith(f"--master_port = 'first:{port}': another run listens there")
+        with pytest.raises(BadInput, match=f"--master_port = '127.0.0.1:{port}': another run"):
+            check_alone(port)
+    assert Ssh(["first", "second"]).prepare(port) == []
+    check_alone(port)
+
+
+def test_hosts_are_asked_with_the_options_that_pdsh_will_use(hostfile: str, fake_ssh: Path) -> None:
+    """And what they have told DeepSpeed does not ask again, without those options."""
+    options = {"PDSH_SSH_ARGS_APPEND": "-i /a/key  -oPort=2222"}
+    launch = plan(["--hostfile", hostfile, "launch/train.sh"], options, FILE)
+    (fake_ssh / "bin/hostname").write_text("#!/bin/sh\necho 10.0.0.7 fd00::7\n")
+    (fake_ssh / "bin/hostname").chmod(0o755)
+    assert launch.finds_address
+    assert launch.ssh.first_address() == "10.0.0.7"
+    asked = (fake_ssh / "asked").read_text().splitlines()
+    assert asked[-5:] == ["-i", "/a/key", "-oPort=2222", "worker-1", "hostname -I"]
+
+
+def test_mpirun_may_have_another_way_than_ssh(hostfile: str) -> None:
+    flags = ["--launcher", "openmpi", "--hostfile", hostfile]
+    assert plan([*flags, "launch/train.sh"], {}, FILE).ssh.hosts == ["worker-1", "worker-2"]
+    assert plan([*flags, "--no_ssh_check", "launch/train.sh"], {}, FILE).ssh.hosts == ()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "expected"),
+    [
+        ("pdsh", "this machine has no ssh and no pdsh; install it (Debian: apt-get install openssh-client pdsh)"),
+        ("openmpi", "this machine has no ssh and no mpirun and no ompi_info; install it (Debian: apt-get install "),
+    ],
+)
+def test_a_launcher_that_is_not_installed(
+    launcher: str, expected: str, hostfile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["--launcher", launcher, "--hostfile", hostfile, "launch/train.sh"]) == 2
+    assert capsys.readouterr().err.startswith(f"distill: --launcher = '{launcher}': {expected}")
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(here, "get_accelerator", CUDA_Accelerator)
+    monkeypatch.setattr(CUDA_Accelerator, "is_available", lambda self: False)
+    assert main(["launch/train.sh", "--config", "x.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("distill: DS_ACCELERATOR = 'cuda': this machine has no such device")
+
+
+def test_hosts_with_different_numbers_of_ranks_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("a slots=2\nb slots=2\nc slots=1\n")
+    flags = ["--hostfile", str(tmp_path / "hosts")]
+    with pytest.raises(BadInput, match=r"hosts': a has 2 ranks, c has 1; give all hosts the same number of slots"):
+        plan([*flags, "launch/train.sh"], {}, FILE)
+    assert plan([*flags, "--exclude", "c", "launch/train.sh"], {}, FILE).ssh.hosts == ["a", "b"]
+
+
+SLEEPS = """
+import subprocess, sys
+from distill.launching.supervision import supervise
+def launch():
+    print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
+    subprocess.run(["sleep", "60"])
+sys.exit(supervise(launch))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_what_was_launched_ends_with_the_launcher(how: signal.Signals, root: Path) -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", SLEEPS], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout
+    launched = psutil.Process(int(launcher.stdout.readline()))
+    launcher.send_signal(how)
+    assert launcher.wait(timeout=10) == (1 if how != signal.SIGKILL else -signal.SIGKILL)
+    launched.wait(timeout=10)
+
+
+def test_a_launch_hands_on_its_exit_code(root: Path) -> None:
+    for code in (0, 2):
+        text = f"from distill.launching.supervision import *; sys.exit(supervise(lambda: sys.exit({code})))"
+        assert subprocess.run([sys.executable, "-c", text], cwd=root, check=False).returncode == code
 
 
 def test_dry_run_prints_no_secret(

@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -134,6 +135,58 @@ def test_a_start_does_not_heed_the_verdicts_of_another(call: Callable, monkeypat
 
     for found in call(twice).values():
         assert found[0].startswith("--master_port = 'alpha:29500': another run listens there")
+
+
+def test_it_is_said_before_any_rank_leaves(call: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mpirun kills all ranks when the first one leaves."""
+    happened: list[str] = []
+
+    def tell(error: BadInput) -> None:
+        time.sleep(1)
+        happened.append(f"told {error}")
+
+    def work(roll: RollCall) -> None:
+        with pytest.raises(BadInput):
+            roll.together(lambda: refuse("--config"))
+        happened.append("left")
+
+    monkeypatch.setattr(rollcall, "tell", tell)
+    call(work)
+    assert happened == ["told --config = '/x y': no such folder; give another", *["left"] * 4]
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A meeting point that each host finds on its loopback, and what interfaces were looked for."""
+    asked: list[str] = []
+    monkeypatch.setattr(rollcall, "address_towards", lambda host: None)
+    monkeypatch.setattr(rollcall, "choose_interface", asked.append)
+    monkeypatch.setenv("MASTER_ADDR", "alpha")
+    return asked
+
+
+def test_hosts_with_different_numbers_of_ranks_are_refused(call: Callable, loopback: list[str]) -> None:
+    def greet(roll: RollCall) -> None:
+        roll.hosts = ["alpha", "alpha", "alpha", None]  # the last tells itself
+        roll.greet()
+
+    assert lines(call(greet)[0])[0].startswith("host = 'alpha': alpha has 3 ranks, ")
+    assert call(lambda roll: roll.greet()) == dict.fromkeys(range(4))
+    assert loopback == ["alpha"] * 4
+
+
+def test_the_first_host_hears_of_another(call: Callable, loopback: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian gives a host's own name to its loopback: there is no way from there to the others."""
+    addresses: dict[int, str | None] = {0: None, 1: None, 2: "10.0.0.2", 3: "10.0.0.2"}
+    here = threading.local()
+    monkeypatch.setattr(rollcall, "address_towards", lambda host: addresses[here.rank])
+
+    def greet(roll: RollCall) -> None:
+        here.rank = roll.rank
+        roll.greet()
+
+    assert call(greet) == dict.fromkeys(range(4))
+    assert sorted(loopback) == ["10.0.0.2"] * 4 + ["alpha"] * 4
 
 
 def test_names_come_from_the_launchers_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
