@@ -1,9 +1,9 @@
-"""The only file that knows DeepSpeed's quirks: settings, initialise, gather, forward, backward, step.
+"""The only file that knows DeepSpeed's quirks: initialise, gather, forward, backward, step.
 
 Also the only place that divides: losses arrive as sums and leave as means over the tokens of the whole step.
 """
 
-import json
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +12,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.accelerator import get_accelerator
 from deepspeed.module_inject.layers import ColumnParallel, VocabParallelEmbedding
 from deepspeed.runtime.utils import clip_grad_norm_
 from deepspeed.utils import groups
@@ -23,7 +22,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from distill.config import ModelSettings, OptimSettings
 from distill.data.batches import TokenBatch
-from distill.errors import BadInput, Problem
+from distill.deepspeed_settings import fill_auto
 from distill.host import freed_memory_returned
 from distill.models.heads import Finish, check_head, hidden_states, project, vocab_shard
 from distill.models.loading import load_model
@@ -34,67 +33,6 @@ from distill.optim import parameter_groups, schedule
 from distill.topology import Topology
 
 AtStates = Callable[[Tensor], Tensor]
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def resolve_dtype(precision: str) -> torch.dtype:
-    """The dtype of weights and activations; `auto` takes bf16 where the hardware computes in it."""
-    if precision != "auto":
-        return _DTYPES[precision]
-    accelerator = get_accelerator()
-    if accelerator.device_name() == "cpu":
-        features = torch.cpu.get_capabilities()
-        return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
-    if accelerator.device_name() == "cuda":
-        # Emulated, it is slower than fp16.
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if accelerator.is_bf16_supported() else torch.float16
-
-
-def read_deepspeed_json(path: Path) -> dict[str, Any]:
-    """The user's DeepSpeed settings, `auto` values still in place.
-
-    Raises:
-        BadInput: no such file, or not a JSON object.
-    """
-    field = "parallel.deepspeed"
-    if not path.is_file():
-        raise BadInput(Problem(field, str(path), "no such file", "give a DeepSpeed JSON, as in ds_configs/"))
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(Problem(field, str(path), f"not valid JSON ({error})", "correct the file")) from None
-    if not isinstance(settings, dict):
-        raise BadInput(Problem(field, str(path), "not a JSON object", "correct the file"))
-    return settings
-
-
-# The recipe decides these; what a DeepSpeed JSON says of them is left out.
-_OURS = ("train_batch_size", "optimizer", "scheduler", "tensor_parallel")
-
-
-def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in settings.items() if value != "auto"}
-    return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-def fill_auto(settings: dict[str, Any], dtype: torch.dtype, optim: OptimSettings | None) -> dict[str, Any]:
-    """DeepSpeed settings with every `auto` this project owns filled from the run's settings.
-
-    Batch sizes stay out but for the micro-batch: DeepSpeed's own product of them counts tensor-parallel ranks too.
-    Optimizer and schedule are the recipe's. An `auto` left anywhere else falls back to DeepSpeed's default.
-    """
-    filled = _without_auto({k: v for k, v in settings.items() if k not in _OURS})
-    filled["train_micro_batch_size_per_gpu"] = optim.micro_batch if optim else 1
-    # We own the step boundary: what a mean over the tokens of all micro-batches needs.
-    filled["gradient_accumulation_steps"] = 1
-    filled["managed_gradient_accumulation"] = False
-    filled["gradient_clipping"] = optim.clip_norm if optim else 0.0
-    filled["bf16"] = {**filled.get("bf16", {}), "enabled": dtype == torch.bfloat16}
-    filled["fp16"] = {**filled.get("fp16", {}), "enabled": dtype == torch.float16}
-    filled["steps_per_print"] = 10**9
-    return filled
 
 
 class Engine:
@@ -129,10 +67,14 @@ class Engine:
                 dealt_out = _can_deal_out_head(model)
                 ds_config["tensor_parallel"] = {"autotp_size": tp_size, "vocab_parallel_lm_head": dealt_out}
             self._ds = _freeze(model, ds_config) if optim is None else self._train(model, ds_config, optim)
+            del model
+            # Tensor parallelism leaves the weights it has replaced in reference cycles: a second copy of the shards,
+            # for as long as the collector does not look that far.
+            gc.collect()
+            self.shard = vocab_shard(self.module, vocab)
+            check_head(self.module, settings.path, vocab, topology, self.head_gathered())
         self._at_states: AtStates = lambda states: states
         self._has_trained = False
-        self.shard = vocab_shard(self.module, vocab)
-        check_head(self.module, settings.path, vocab, topology.device, self.head_gathered())
         self._stop_before_logits()
 
     def _train(
@@ -356,8 +298,10 @@ def _can_deal_out_head(model: PreTrainedModel) -> bool:
 def _freeze(model: PreTrainedModel, ds_config: dict[str, Any]) -> deepspeed.DeepSpeedEngine:
     # Tensor parallelism is a global of the process: left on, it would be the student's too, where that is whole.
     ours = groups.mpu
-    engine, *_ = deepspeed.initialize(model=model.requires_grad_(False), config=ds_config)
-    groups.mpu = ours
+    try:
+        engine, *_ = deepspeed.initialize(model=model.requires_grad_(False), config=ds_config)
+    finally:
+        groups.mpu = ours
     engine.eval()
     return engine
 

@@ -26,6 +26,11 @@ class ObjectiveBase(Settings):
         return False
 
     @property
+    def orders_vocabulary(self) -> bool:
+        """Whether its loss sorts a distribution, which no rank can do of a part."""
+        return False
+
+    @property
     def reads_responses(self) -> bool:
         """Whether recorded responses take part."""
         return True
@@ -130,6 +135,11 @@ class KdSettings(WithTruth):
         # A resolved config names every knob, as null where its divergence did not read it.
         return knobs | {name: value for name, value in given.items() if value is not None or name not in knobs}
 
+    @property
+    def orders_vocabulary(self) -> bool:
+        """AKL: its head is made of the teacher's likeliest tokens."""
+        return self.divergence == "akl"
+
     @field_validator("beta", "alpha", "mu")
     @classmethod
     def _is_read(cls, value: float | None, info: ValidationInfo) -> float | None:
@@ -202,6 +212,11 @@ class UldSettings(WithTruth):
         le=1,
         description="Share of cross-entropy on the recorded responses, rollouts have none; the paper's is 0.4.",
     )
+
+    @property
+    def orders_vocabulary(self) -> bool:
+        """The probabilities of either model."""
+        return True
 
 
 class OpdSettings(Sampled):

@@ -75,6 +75,8 @@ class Topology:
 
     def max_over_ranks(self, value: float) -> float:
         """The largest of all ranks' values (one all-reduce)."""
+        if self.world_size == 1:
+            return value
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return float(tensor)

@@ -1,6 +1,5 @@
 """The training loop: minibatch → update → log → validate → save."""
 
-import gc
 import time
 from dataclasses import replace
 
@@ -13,7 +12,8 @@ from distill.data.batches import Rollouts
 from distill.data.loading import InstructionRecords, open_plain_text
 from distill.data.records import read_manifest
 from distill.data.translation import Translator
-from distill.engine import Engine, read_deepspeed_json, resolve_dtype
+from distill.deepspeed_settings import read_deepspeed_json, resolve_dtype
+from distill.engine import Engine
 from distill.evaluation.validation import Validation
 from distill.host import peak_memory_gib
 from distill.model_card import model_card
@@ -57,6 +57,8 @@ class Run:
     def __init__(self, config: Config, topology: Topology):
         """`topology` has `config.tensor_parallel` ranks a replica: the teacher's grid, `grid`. `topology` as kept is
         the student's."""
+        if topology.tp_size != config.tensor_parallel:
+            raise ValueError(f"{topology.tp_size} ranks a replica, the run is for {config.tensor_parallel}")
         self.config, self.watch, self.grid = config, Stopwatch(), topology
         # Every rank has the whole of a small student, of a teacher a part.
         apart = config.parallel.student_tp < topology.tp_size
@@ -95,12 +97,9 @@ class Run:
         if given is not None:
             translate, theirs = self._translator(given) if apart else (None, vocab)
             # Both models' logits of an id must lie on one rank; their heads may be padded differently.
-            rows = model_configs[0].get_text_config().vocab_size if tp.student_tp > 1 else None
+            rows = model_configs[0].get_text_config().vocab_size if tp.student_tp > 1 and not apart else None
             engine = Engine(given, deepspeed_json, dtype, self.grid, theirs, tp.teacher_tp, head_rows=rows)
             self.teacher = Teacher(engine, topology, self.grid, translate, self.student.shard)
-        # Tensor parallelism leaves the weights it has replaced in reference cycles: a second copy of the teacher's
-        # shards, for as long as the collector does not look that far.
-        gc.collect()
 
     def _translator(self, teacher: ModelSettings) -> tuple[Translator, int]:
         """From the student's tokens to those of a teacher with another tokenizer, and how many it has."""

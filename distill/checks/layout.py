@@ -7,7 +7,7 @@ from deepspeed.accelerator import get_accelerator
 
 from distill.checks.report import Report
 from distill.config import Config
-from distill.engine import read_deepspeed_json
+from distill.deepspeed_settings import read_deepspeed_json
 from distill.errors import BadInput
 from distill.objective_settings import Distillm2Settings, DistillmSettings
 
@@ -16,19 +16,31 @@ def check_parallel(config: Config, world_size: int | None, report: Report) -> No
     """The tensor-parallel degrees."""
     tp = config.parallel
     report.check(
-        tp.student_tp in (1, tp.teacher_tp),
+        not config.objective.needs_teacher or tp.student_tp in (1, tp.teacher_tp),
         "parallel.teacher_tp",
         tp.teacher_tp,
         f"does not go with parallel.student_tp = {tp.student_tp}; DeepSpeed has one tensor-parallel group a process",
         f"give {tp.student_tp}, or parallel.student_tp=1",
     )
-    for field, degree in (("parallel.student_tp", tp.student_tp), ("parallel.teacher_tp", tp.teacher_tp)):
+    degrees = {"parallel.student_tp": tp.student_tp}
+    if config.objective.needs_teacher:
+        degrees["parallel.teacher_tp"] = tp.teacher_tp
+    for field, degree in degrees.items():
         report.check(
             world_size is None or world_size % degree == 0,
             field,
             degree,
             f"does not divide the {world_size} ranks",
             f"start a multiple of {degree} ranks or lower it",
+        )
+
+    if config.objective.orders_vocabulary:
+        report.check(
+            tp.student_tp == 1,
+            "parallel.student_tp",
+            tp.student_tp,
+            f"deals the vocabulary out over ranks, which {config.objective.name} must put in order as a whole",
+            "give 1; the teacher may stay sharded",
         )
 
 
@@ -105,7 +117,7 @@ def _check_tensor_parallel(asked: object, config: Config, report: Report) -> Non
         asked == auto, "tensor_parallel", asked, f"in {path}; the recipe's parallel.student_tp decides", f"give {auto}"
     )
     report.check(
-        max(tp.student_tp, tp.teacher_tp) > 1,
+        config.tensor_parallel > 1,
         "parallel.student_tp",
         tp.student_tp,
         f"{path} is for tensor parallelism",

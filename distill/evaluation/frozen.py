@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.config import ModelSettings
 from distill.data.records import fingerprint
-from distill.engine import Engine, resolve_dtype
+from distill.deepspeed_settings import resolve_dtype
+from distill.engine import Engine
 from distill.errors import BadInput, Problem
 from distill.models.loading import load_config, load_generation_config, load_tokenizer
 from distill.models.vocabulary import eos_ids, shared_vocabulary

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 
 from distill.errors import BadInput, Problem
 from distill.models.vocab_shard import WHOLE, VocabShard
+from distill.topology import Topology
 
 _PROBE_TOKENS = 8
 # The largest component of the amplified hidden states: logits far beyond any soft cap, within fp16.
@@ -104,21 +105,23 @@ def project_own(model: PreTrainedModel, hidden: Float[Tensor, "... hidden"], voc
 
 @torch.no_grad()
 def check_head(
-    model: PreTrainedModel, path: str, vocab: int, device: torch.device, head_gathered: AbstractContextManager[None]
+    model: PreTrainedModel, path: str, vocab: int, topology: Topology, head_gathered: AbstractContextManager[None]
 ) -> None:
     """Compare `project_own` with the model's own forward of a few tokens. Collective where the weights are sharded.
 
     Raises:
         BadInput: the logits differ; `path` is the model's.
     """
-    ids = torch.arange(_PROBE_TOKENS, device=device).remainder(vocab)
+    ids = torch.arange(_PROBE_TOKENS, device=topology.device).remainder(vocab)
     states, own = _quiet_and_loud(model, ids)
     with head_gathered:
         ours = project_own(model, states, vocab).float()
     own = own[..., : ours.shape[-1]].float()
     errors = [float((z - u).norm() / z.norm()) for z, u in zip(own, ours, strict=True)]
-    if not all(error < _TOLERANCE for error in errors):
-        wrong = f"{type(model).__name__} makes other logits than its head and config say, off by {max(errors):.0%}"
+    # Ranks that share the head look at different ids: all must come to the same verdict. A NaN is an error too.
+    error = topology.max_over_ranks(max(error if error == error else torch.inf for error in errors))
+    if not error < _TOLERANCE:
+        wrong = f"{type(model).__name__} makes other logits than its head and config say, off by {error:.0%}"
         mend = "choose a model of another family, or teach this one's way to `Finish` in distill/models/heads.py"
         raise BadInput(Problem("model", path, wrong, mend))
 

@@ -79,6 +79,10 @@ def _sentencepiece_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def _unreadable(path: str, field: str, what: str, error: Exception) -> BadInput:
     local = Path(path)
+    if local.suffix == ".gguf" and local.is_file():
+        wrong = "quantised weights, of which every rank would need all"
+        mend = "make a folder of it, once: python -m tools.import_gguf"
+        return BadInput(Problem(field, path, wrong, mend))
     if local.exists():
         wrong = f"no readable {what} there ({_first_line(error)})"
     elif path.count("/") > 1 or path.startswith((".", "/", "~")):

@@ -10,7 +10,7 @@ from distill.checks.layout import check_batches, check_parallel
 from distill.checks.report import Report
 from distill.config import Config, ModelSettings
 from distill.data.records import MANIFEST, read_manifest
-from distill.engine import read_deepspeed_json, resolve_dtype
+from distill.deepspeed_settings import read_deepspeed_json, resolve_dtype
 from distill.errors import BadInput
 from distill.objective_settings import MiniLLMSettings
 from distill.planning.shapes import ModelShape, read_shape

@@ -49,7 +49,8 @@ class Choice(NamedTuple):
 
 
 def choose(wanted: Literal["auto", "once", "layer"], missing_bytes: int, topology: Topology) -> Choice:
-    """Gather once unless told otherwise, or unless the copy does not fit on some rank. Collective where measured."""
+    """Gather once unless told otherwise, or unless the copy does not fit on some rank. Collective."""
+    missing_bytes = int(topology.max_over_ranks(missing_bytes))  # parts need not be equal, the choice must
     if missing_bytes == 0:
         return Choice(True, "every rank holds the whole models")
     if wanted != "auto":

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from distill.config import ModelSettings, OptimSettings, RolloutSettings
 from distill.console import leave, quiet_libraries
 from distill.data.loading import token_batch
-from distill.engine import Engine, read_deepspeed_json
+from distill.deepspeed_settings import read_deepspeed_json
+from distill.engine import Engine
 from distill.rollout.worker import RolloutWorker
 from distill.topology import start, stop
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from distill.config import Config, dump, load
-from distill.engine import fill_auto, read_deepspeed_json, resolve_dtype
+from distill.deepspeed_settings import fill_auto, read_deepspeed_json, resolve_dtype
 from distill.errors import BadInput
 from distill.objective_settings import KdSettings, MiniLLMSettings
 

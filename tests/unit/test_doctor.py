@@ -20,6 +20,14 @@ def test_a_good_config_has_no_problem(good: dict) -> None:
     assert problems(good) == []
 
 
+def test_quantised_weights_are_imported_first(good: dict, tmp_path: Path) -> None:
+    file = tmp_path / "teacher.gguf"
+    file.write_bytes(b"GGUF")
+    found = problems(change(good, "teacher.path", str(file)))
+    wrong = f"teacher.path = {str(file)!r}: quantised weights, of which every rank would need all"
+    assert f"{wrong}; make a folder of it, once: python -m tools.import_gguf" in found
+
+
 SIMPLE = [
     ("student.path", "no/such/dir", "student.path = 'no/such/dir': no such folder"),
     ("teacher.path", "/nowhere", "teacher.path = '/nowhere': no such folder"),
@@ -82,6 +90,15 @@ def test_tensor_parallel_degrees_that_do_not(good: dict) -> None:
     (line,) = parallel(good, 2, 1)
     assert line.startswith("parallel.teacher_tp = 1: does not go with parallel.student_tp = 2; DeepSpeed has one ")
     assert line.endswith("; give 2, or parallel.student_tp=1")
+
+
+@pytest.mark.parametrize("settings", [{"name": "kd", "divergence": "akl"}, {"name": "uld"}], ids=str)
+def test_losses_that_order_the_vocabulary_need_it_whole(settings: dict, good: dict) -> None:
+    plain = good | {"objective": settings, "rollout": {"max_new_tokens": 16} if settings["name"] == "kd" else {}}
+    assert parallel(plain, 1, 2) == []
+    (line,) = parallel(plain, 2, 2)
+    assert line.startswith("parallel.student_tp = 2: deals the vocabulary out over ranks, which")
+    assert line.endswith("give 1; the teacher may stay sharded")
 
 
 def test_more_shards_than_heads(good: dict) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Pre
 
 from distill.errors import BadInput
 from distill.models.heads import check_head
+from distill.topology import Topology
 
 TINY = {
     "vocab_size": 40,
@@ -32,7 +33,8 @@ def tiny(family: str, **changes: object) -> PreTrainedModel:
 
 
 def check(model: PreTrainedModel, vocab: int = 38) -> None:
-    check_head(model, "models/it", vocab, torch.device("cpu"), nullcontext())
+    alone = Topology(0, 1, 1, torch.device("cpu"), None, None)
+    check_head(model, "models/it", vocab, alone, nullcontext())
 
 
 KNOWN = {

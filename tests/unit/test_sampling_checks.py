@@ -33,7 +33,8 @@ def test_vllm_serves_the_student_alone_and_whole(good: dict) -> None:
     cases = [
         (on_vllm(good, alpha=0.2), mixing),
         (on_vllm(good, gather="layer"), "takes the student's whole weights, rollout.gather = layer keeps them apart"),
-        (on_vllm(good) | {"parallel": {"student_tp": 2, "teacher_tp": 2}}, "parallel.student_tp = 2 splits them"),
+        (on_vllm(good) | {"parallel": {"student_tp": 2, "teacher_tp": 2}}, "of rows of its own; TP 2 shares them"),
+        (on_vllm(good) | {"parallel": {"student_tp": 1, "teacher_tp": 2}}, "of rows of its own; TP 2 shares them"),
     ]
     for config, wanted in cases:
         assert any(line.startswith("rollout.engine = 'vllm'") and wanted in line for line in problems(config)), wanted

@@ -76,7 +76,7 @@ def main() -> None:
     quiet_libraries()
     with Meter() as meter:
         config = load(recipe, overrides)
-        topology = start(config.parallel.student_tp, config.parallel.timeout_minutes)
+        topology = start(config.tensor_parallel, config.parallel.timeout_minutes)
         run = Run(config, topology)
         run.step()  # makes the optimizer's state
         run.watch = run.updater.watch = watch = MeteredWatch(meter)
