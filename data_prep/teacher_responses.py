@@ -85,7 +85,8 @@ def _read(path: Path, args: argparse.Namespace, tokenizer: PreTrainedTokenizerBa
 
 def answer(args: argparse.Namespace) -> None:
     """Answer all prompts, shared out over the ranks, and write each file's in its order."""
-    bring({"--teacher": args.teacher}, assemble())
+    roll = assemble()  # to the end: other ranks read from rank 0's store when it has gone on
+    bring({"--teacher": args.teacher}, roll)
     sampled, greedy = read_files(args)
     topology = start()
     vocabulary = common_vocabulary([args.teacher])

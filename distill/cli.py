@@ -154,7 +154,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         if not equals:
             raise BadInput(Problem("--model", item, "not of the form NAME=DIR", "e.g. --model student=runs/x/student"))
         models[name] = path
-    bring({"--teacher": args.teacher} | {f"--model {name}": path for name, path in models.items()}, assemble())
+    roll = assemble()  # to the end: other ranks read from rank 0's store when it has gone on
+    bring({"--teacher": args.teacher} | {f"--model {name}": path for name, path in models.items()}, roll)
     settings = RolloutSettings(alpha=0, max_new_tokens=args.max_new_tokens, batch=args.batch)
     report = evaluate(args.teacher, models, args.data, args.out, settings, args.seeds, args.micro_batch)
     if os.environ["RANK"] == "0":

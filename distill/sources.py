@@ -114,15 +114,13 @@ class Sampler:
 
     def sample(self, round_index: int, count: int) -> Rollouts:
         """Their rollouts. Collective."""
-        topology, cohort = self.topology, self.teacher.cohort
+        topology = self.topology
+        cohort = self.teacher.cohort if self.worker.teacher else [topology.dp_rank]
         indices = [index for dp_rank in cohort for index in self.prompts(round_index, count, dp_rank)]
         row_ids = torch.cat([torch.arange(dp_rank, count, topology.dp_size) for dp_rank in cohort])
         with progress(len(indices), f"rollouts of round {round_index + 1}", topology.is_writer) as bar:
-            rollouts = self.worker.collect(self.records.batch(indices), row_ids, round_index, bar.update)
-        if len(cohort) > 1:
-            share, place = count // topology.dp_size, cohort.index(topology.dp_rank)
-            # Copied: the others' hidden states are let go.
-            rollouts = self.worker.place(rollouts.rows(slice(place * share, (place + 1) * share)).clone())
+            kept = row_ids % topology.dp_size == topology.dp_rank
+            rollouts = self.worker.collect(self.records.batch(indices), row_ids, round_index, bar.update, kept)
         if rollouts.teacher_hidden is None:
             rollouts = self.read(rollouts)
         self.teacher.note_sampled(rollouts)

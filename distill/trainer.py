@@ -127,7 +127,9 @@ class Run:
             self.plain_text = RecordedSource(texts, config, topology)
 
     def _worker(self, teacher: Engine | None) -> RolloutWorker:
-        config, settings, topology = self.config, self.config.rollout, self.grid
+        config, settings = self.config, self.config.rollout
+        # Ranks that share a teacher decode together if it takes part.
+        topology = self.grid if teacher else self.topology
         given = (self.student, teacher, settings, self.ends, config.run.seed, topology)
         if settings.engine == "builtin":
             return RolloutWorker(*given)

@@ -93,13 +93,15 @@ def gather_along(
 ) -> Float[Tensor, "..."]:
     """Every rank's part put together along an axis, of which each has its `sizes`: one all-gather."""
     # Equally large, as the collective wants them.
+    missing = max(sizes) - part.shape[axis]
     shape = list(part.shape)
-    shape[axis] = max(sizes)
-    mine = part.new_zeros(shape)
-    mine.narrow(axis, 0, part.shape[axis]).copy_(part)
+    shape[axis] = missing
+    mine = torch.cat([part, part.new_zeros(shape)], axis) if missing else part.contiguous()
     everyone = mine.new_empty(len(sizes) * mine.numel())
     dist.all_gather_into_tensor(everyone, mine.view(-1), group=group)
-    parts = everyone.view(len(sizes), *shape)
+    parts = everyone.view(len(sizes), *mine.shape)
+    if axis == 0 and len(set(sizes)) == 1:
+        return parts.flatten(0, 1)  # there already: no second copy of a head
     return torch.cat([of.narrow(axis, 0, size) for of, size in zip(parts, sizes, strict=True)], axis)
 
 

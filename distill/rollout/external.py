@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -74,12 +74,14 @@ class ExternalWorker(RolloutWorker):
         row_ids: Int[Tensor, " batch"],
         round_index: int,
         progress: Callable[[int], object] = lambda rows: None,
+        kept: Bool[Tensor, " batch"] | None = None,
     ) -> Rollouts:
         """One response a prompt, in the order given, on the device. Collective over the ranks.
 
         Raises:
             BadInput: in the first round, if the engine's model is not the student.
         """
+        assert kept is None or bool(kept.all()), "beside this engine no ranks decode together"
         # The weights have changed since the last round, or there was none.
         with self.student.whole() as whole:
             self.engine.push(whole)

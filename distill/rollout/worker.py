@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -51,6 +51,7 @@ class RolloutWorker:
         row_ids: Int[Tensor, " batch"],
         round_index: int,
         progress: Callable[[int], object] = lambda rows: None,
+        kept: Bool[Tensor, " batch"] | None = None,
     ) -> Rollouts:
         """One response a prompt, in the order given, on the device. Collective over the ranks.
 
@@ -59,8 +60,10 @@ class RolloutWorker:
             row_ids: each row's number within the round over all ranks, which seeds its draws.
             round_index: which round of the run.
             progress: called with the number of rows each time some are finished.
+            kept: the rows to hand back, where ranks decode together what only one of them needs; default: all.
         """
         order = prompts.prompt_lengths.argsort(stable=True)
+        kept = torch.ones(len(prompts), dtype=torch.bool) if kept is None else kept
         parts: list[Rollouts] = []
         self.student.train(False)
         with ExitStack() as stack:
@@ -82,12 +85,17 @@ class RolloutWorker:
                     self.keep_hidden,
                     on_this_rank if choice.once else over_ranks(self.topology),
                 )
+                progress(len(index))
+                mine = kept[index].nonzero().squeeze(1)
+                if len(mine) == 0:
+                    continue
+                if len(mine) < len(index):  # at once: the teacher's hidden states are the largest part of a rollout
+                    rollouts = rollouts.rows(mine)
                 if self.settings.teacher_cache == "host" and rollouts.teacher_hidden is not None:
                     # Now, so that the device never holds those of a whole round.
                     rollouts = replace(rollouts, teacher_hidden=rollouts.teacher_hidden.cpu())
                 parts.append(rollouts)
-                progress(len(index))
-        return self.place(concatenate(parts).rows(order.argsort()))
+        return self.place(concatenate(parts).rows(order[kept[order]].argsort()))
 
     def place(self, batch: B) -> B:
         """On the device, but for the teacher's hidden states where `rollout.teacher_cache` wants them on the host."""

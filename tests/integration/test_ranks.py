@@ -67,7 +67,7 @@ VARIANTS = {
     "TP 2, kd": ("kd", 2, [*SHARDED, KD, NO_TEXT, "optim.micro_batch=4"]),
     "TP 2, teacher's head padded": ("padded", 2, [*SHARDED, KD, NO_TEXT, PADDED, "optim.micro_batch=4"]),
     "TP 2, distillm2": ("distillm2", 2, [*SHARDED, DISTILLM2, NO_TEXT, "optim.micro_batch=2"]),
-    "teacher alone TP 2": ("minillm", 2, [*SHARDED_TEACHER, "optim.micro_batch=4"]),
+    "teacher alone TP 2, decode batch 3": ("minillm", 2, [*SHARDED_TEACHER, "optim.micro_batch=4", "rollout.batch=3"]),
     "teacher alone TP 2, kd": ("kd", 2, [*SHARDED_TEACHER, KD, NO_TEXT, "optim.micro_batch=1"]),
     "teacher alone TP 2, distillm2": ("distillm2", 2, [*SHARDED_TEACHER, DISTILLM2, NO_TEXT, "optim.micro_batch=1"]),
     "TP 2 × DP 2": ("minillm", 4, [*SHARDED, "optim.micro_batch=2"]),
