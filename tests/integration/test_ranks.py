@@ -22,6 +22,8 @@ FIGURES = (
     "optim/grad_norm",
     "loss/jsd",
     "loss/ce",
+    "loss/uld",
+    "loss/sft",
     "loss/skew_kl",
     "loss/skew_rkl",
 )
@@ -29,6 +31,7 @@ FIGURES = (
 
 KD, DISTILLM2 = "objective={name: kd, divergence: jsd, ce_weight: 0.5}", "objective={name: distillm2}"
 SFT = "objective={name: sft}"
+ULD = ["objective={name: uld, on_policy: 0.5}", "rollout.alpha=0.0", "data.plain_text=null"]
 NO_TEXT = "data.plain_text=null"
 UNTIED, PADDED = "student.path={untied}", "teacher.path={padded}"
 SHARDED = ["parallel.student_tp=2", "parallel.teacher_tp=2"]
@@ -39,6 +42,7 @@ REFERENCES = {
     "minillm": (1, ["optim.micro_batch=8"]),
     "untied": (1, ["optim.micro_batch=8", UNTIED]),
     "padded": (1, ["optim.micro_batch=4", KD, NO_TEXT, PADDED]),
+    "uld": (1, [*ULD, "optim.micro_batch=4"]),
     "sft": (1, ["optim.micro_batch=8", SFT, NO_TEXT]),
     "kd": (1, ["optim.micro_batch=4", KD, NO_TEXT]),
     "distillm2": (1, ["optim.micro_batch=4", DISTILLM2, NO_TEXT]),
@@ -70,6 +74,7 @@ VARIANTS = {
     "teacher alone TP 2, decode batch 3": ("minillm", 2, [*SHARDED_TEACHER, "optim.micro_batch=4", "rollout.batch=3"]),
     "teacher alone TP 2, kd": ("kd", 2, [*SHARDED_TEACHER, KD, NO_TEXT, "optim.micro_batch=1"]),
     "teacher alone TP 2, distillm2": ("distillm2", 2, [*SHARDED_TEACHER, DISTILLM2, NO_TEXT, "optim.micro_batch=1"]),
+    "teacher alone TP 2, uld": ("uld", 2, [*ULD, *SHARDED_TEACHER, "optim.micro_batch=2"]),
     "TP 2 × DP 2": ("minillm", 4, [*SHARDED, "optim.micro_batch=2"]),
     "TP 2 × DP 2, sft": ("sft", 4, [*SHARDED, SFT, NO_TEXT, "optim.micro_batch=2"]),
     "TP 2 × DP 2, kd": ("kd", 4, [*SHARDED, KD, NO_TEXT, "optim.micro_batch=2"]),
@@ -166,8 +171,12 @@ def test_layout_does_not_change_the_numbers(name: str, result: Callable) -> None
     for ours, theirs in zip(got["figures"], expected["figures"], strict=True):
         compared = [key for key in FIGURES if key in theirs]
         assert len(compared) >= 2
+        if "loss/uld" in theirs:
+            compared = [key for key in compared if key != "optim/grad_norm"]
         for key in compared:
             assert ours[key] == pytest.approx(theirs[key], rel=2e-4, abs=1e-6), key
+    if VARIANTS[name][0] == "uld":
+        return  # its gradient is a sign at each place of an order, which rounding moves
     for key, value in weights.items():
         # AdamW's first steps move by lr·sign(g): where a gradient is all rounding, its sign is too.
         close = torch.isclose(got_weights[key], value, rtol=1e-3, atol=1e-4)

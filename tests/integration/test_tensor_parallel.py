@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, OPTConfig, Qwen2Config, Qwen3Config
 
 pytestmark = pytest.mark.slow
@@ -65,3 +68,33 @@ def test_a_family_split_in_two_is_the_whole_model(family: str, found: list[dict[
         assert model["logits"] < 1e-5
         for whole, split in (model["loss"], model["norm"]):
             assert split == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("student_tp", [2, 1])
+def test_a_checkpoint_continues_the_same_run(
+    student_tp: int, launch: Callable, models_dir: Path, records_dir: Path, root: Path, tmp_path: Path
+) -> None:
+    """With validation, and the student written, before."""
+    config = {
+        "run": {"folder": str(tmp_path / "run"), "seed": 3},
+        "student": {"path": str(models_dir / "student")},
+        "teacher": {"path": str(models_dir / "teacher")},
+        "data": {"train": str(records_dir / "train"), "valid": str(records_dir / "valid")},
+        "objective": {"name": "minillm"},
+        "precision": "fp32",
+        "rollout": {"max_new_tokens": 12, "per_round": 16, "inner_epochs": 2, "batch": 3, "alpha": 0.3},
+        "optim": {"lr": 1e-3, "batch_size": 8, "micro_batch": 2, "steps": 8},
+        "parallel": {"student_tp": student_tp, "teacher_tp": 2, "deepspeed": str(root / "ds_configs/zero3_tp.json")},
+        "evaluation": {"every": 1, "prompts": 5},
+        "checkpoint": {"every": 2},
+        "log": {"wandb": "disabled"},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    launch("tests/ranks/resume.py", str(tmp_path / "run.yaml"), str(tmp_path / "out.json"))
+    for rank in json.loads((tmp_path / "out.json").read_text()):
+        assert rank["resumed_at"] == 2
+        same = [name for name in rank["went_on"] if not name.startswith(("time/", "tokens/per_second"))]
+        assert {name: rank["resumed"][name] for name in same} == {name: rank["went_on"][name] for name in same}
+    written = load_file(tmp_path / "run" / "student" / "model.safetensors")
+    plain = load_file(models_dir / "student" / "model.safetensors")
+    assert {name: value.shape for name, value in written.items()} == {name: v.shape for name, v in plain.items()}

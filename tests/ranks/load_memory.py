@@ -37,7 +37,7 @@ def main() -> None:
             highest[0] = max(highest[0], anonymous_bytes())
             time.sleep(0.001)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     engine = load(large)
     stopped.set()

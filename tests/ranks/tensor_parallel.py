@@ -69,6 +69,7 @@ def of_loss(settings: dict, topology: Topology) -> dict:
     mine = slice(*bound[topology.rank : topology.rank + 2])
     g = torch.Generator().manual_seed(5)
     student, teacher = (3 * torch.randn(7, vocab, generator=g, dtype=torch.float64) for _ in range(2))
+    teacher[2, WIDTHS[0] :] = -torch.inf  # all of one rank's part is ruled out
     batch: TokenBatch = rollouts(g, vocab)
     if settings.get("ce_weight"):  # recorded responses have a ground truth
         batch = TokenBatch(batch.prompt_ids, batch.prompt_lengths, batch.response_ids, batch.response_lengths)
@@ -89,8 +90,9 @@ def of_loss(settings: dict, topology: Topology) -> dict:
             gradients.append(logits.grad)
             calls_made = dict(calls)
     return {
-        "value": float((values[0] - values[1]).abs().max()),
-        "gradient": float((gradients[0][:, mine] - gradients[1]).abs().max()),
+        # Relative: what the teacher rules out costs a great lot.
+        "value": float(((values[0] - values[1]).abs() / values[0].abs().clamp_min(1)).max()),
+        "gradient": float((gradients[0][:, mine] - gradients[1]).abs().max() / gradients[0].abs().max()),
         "size": float(gradients[0].abs().max()),
         "calls": calls_made,
     }
