@@ -91,7 +91,7 @@ def run_preprocess(
             run.plan(files, size)
             run.tokenize()
         except BadInput:
-            if not run.worth_keeping():
+            if progress.begun and not run.worth_keeping():
                 shutil.rmtree(progress.folder, ignore_errors=True)
             raise
         counts = run.counts()

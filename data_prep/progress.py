@@ -36,12 +36,15 @@ class Progress:
         self._shards = folder / "shards"
         self._key = key
         self.finished: dict[int, Summary] = {}
+        self.begun = False
+        """What lies there was made by this run alone."""
 
     def begin_anew(self, shards: list[Shard], resumable: bool) -> None:
         """Drop what lies there and write the plan, unless another run should make its own."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._shards.mkdir(parents=True)
         self.records.mkdir()
+        self.begun = True
         if resumable:
             write_text(
                 self.folder / _PLAN, json.dumps({"key": self._key, "shards": [asdict(shard) for shard in shards]})

@@ -125,7 +125,7 @@ class Run:
 
     def worth_keeping(self) -> bool:
         """Some shard is finished that the same command need not do again."""
-        return any(not summary.bad for summary in self.progress.finished.values())
+        return any(not one.unreadable and (self.skip or not one.bad) for one in self.progress.finished.values())
 
     def _to_do(self) -> Iterator[tuple[Shard, Path]]:
         total = len(self.shards)

@@ -2,6 +2,8 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from data_prep import shards, tokenize
 from data_prep.encoder import Encoder, content_hash
 from data_prep.packing import pack_shard, plan_rows
-from data_prep.pool import processes, ranks, under_mpi
+from data_prep.pool import Pool, _Crew, processes, ranks, under_mpi
 from data_prep.preprocess import Outcome, run_preprocess
 from data_prep.shards import Line, count_newlines, cut, cut_inside_a_file, number_lines, read_lines_of, shard_size
 from data_prep.templates import Malformed, parse, render, render_all
@@ -263,6 +265,33 @@ def test_of_many_bad_lines_the_first_are_named_and_all_counted(runs: Runs) -> No
     assert len(caught.value.problems) == 11
     assert not runs.partial.exists()
     assert runs(on_bad="skip").manifest.counts == {"kept": 10, "read": 10, "skipped: bad lines": 300}
+
+
+def test_finished_shards_outlive_a_killed_worker_and_a_file_out_of_reach(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if every shard has bad lines, which a run with ON_BAD=skip takes for finished."""
+    runs.data.write_text("\n".join(line + "\n{" for line in lines(100)))
+    honest = runs._tokenize
+
+    def short_of_memory(job: Job, shard: shards.Shard, out: Path) -> tokenize.Summary:
+        if shard.number == 3:
+            raise BrokenProcessPool
+        return honest(job, shard, out)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as executor:
+        patch.setattr("data_prep.run.tokenize_shard", short_of_memory)
+        with pytest.raises(BadInput, match="run the same command again, which continues"):
+            runs(on_bad="skip", pool=Pool([_Crew(executor, 1)], 1))
+    with pytest.raises(BadInput, match="not valid JSON"):
+        runs(on_bad="fail")
+    assert not runs.tokenized
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.run.count_newlines", lambda shard: [shards.unreadable("a", OSError(5, "gone"))])
+        with pytest.raises(BadInput, match="cannot be read"):
+            runs(on_bad="fail", shard_bytes=4000)
+    assert runs(on_bad="skip").manifest.counts["kept"] == 100
+    assert runs.tokenized[0] == 3
 
 
 @pytest.mark.parametrize("counted", [True, False])
