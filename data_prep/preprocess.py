@@ -6,9 +6,8 @@ mpirun -n 64 --hostfile hosts python -m data_prep.preprocess …
 
 import argparse
 import os
-import shutil
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ import transformers
 
 from data_prep.encoder import content_hash
 from data_prep.files import write_text
+from data_prep.lock import alone_in
 from data_prep.pool import Pool, processes, ranks, under_mpi
 from data_prep.progress import Progress, hash_of
 from data_prep.run import Run, Throughput
@@ -74,7 +74,8 @@ def run_preprocess(
     tokenizer is replaced. `pool` does the work, or so many `workers`.
 
     Raises:
-        BadInput: missing, empty or malformed input; `out` holds something else; nothing was kept.
+        BadInput: missing, empty or malformed input; `out` holds something else, or another run works on it; nothing
+            was kept.
     """
     files = find_files(data)
     tokenizer = load_tokenizer(recipe.tokenizer, "TOKENIZER")
@@ -84,27 +85,29 @@ def run_preprocess(
     job = Job(recipe, kind, content_hash(tokenizer))
     size = shard_bytes or shard_size(sum(path.stat().st_size for path in files))
     inputs = _state_of(files)
-    progress = Progress(out.with_name(out.name + ".partial"), _key(job, inputs, size))
-    with nullcontext(pool) if pool else processes(workers or _default_workers(files)) as workforce:
+    partial = out.with_name(out.name + ".partial")
+    with ExitStack() as held:
+        locked = held.enter_context(alone_in(partial, out))
+        workforce = pool or held.enter_context(processes(workers or _default_workers(files)))
+        progress = Progress(partial, _key(job, inputs, size), alone=locked)
         run = Run(job, progress, workforce, skip=on_bad == "skip")
         try:
             run.plan(files, size)
             run.tokenize()
         except BadInput:
             if progress.begun and not run.worth_keeping():
-                shutil.rmtree(progress.folder, ignore_errors=True)
+                progress.remove()
             raise
         counts = run.counts()
         if found := _what_is_wrong(counts, files, inputs, kind):
-            shutil.rmtree(progress.folder)
+            progress.remove()
             raise BadInput([*run.problems(), found])
         records = run.assemble()
-    settings = RecordSettings(**vars(recipe), data=[str(path) for path in files])
-    manifest = Manifest(kind=kind, tokenizer=written_by, settings=settings, counts=counts)
-    write_text(records / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_folder(records, out)
-    shutil.rmtree(progress.folder)
+        settings = RecordSettings(**vars(recipe), data=[str(path) for path in files])
+        manifest = Manifest(kind=kind, tokenizer=written_by, settings=settings, counts=counts)
+        write_text(records / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        replace_folder(records, out)
+        progress.remove()
     return Outcome(manifest, run.problems(), run.throughput)
 
 

@@ -87,10 +87,15 @@ class Run:
             raise BadInput([*self.problems(), self._what_to_do()])
 
     def assemble(self) -> Path:
-        """Make the folder of records whole, but for its manifest."""
+        """Make the folder of records whole, but for its manifest.
+
+        Raises:
+            BadInput: rows of a finished shard were taken away.
+        """
         started = time.perf_counter()
         total = len(self.shards)
         files = [self.progress.data_file(number, total) for number in range(total)]
+        self.progress.check(self.job.kind, total)
         if self.job.kind == "text":
             tasks = zip(self._rows_to_pack(), files, strict=True)
             for _ in self.pool.results(partial(_pack, self.job.recipe.max_length), tasks):

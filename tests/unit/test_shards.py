@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep import shards, tokenize
 from data_prep.encoder import Encoder, content_hash
+from data_prep.lock import alone_in
 from data_prep.packing import pack_shard, plan_rows
 from data_prep.pool import Pool, _Crew, processes, ranks, under_mpi
 from data_prep.preprocess import Outcome, run_preprocess
@@ -170,11 +172,13 @@ class Runs:
         self.recipe = recipe
         self.tokenized: list[int] = []
         self.stop_at: int | None = None
+        self.before: Callable[[int], None] = lambda number: None
         monkeypatch.setattr("data_prep.run.tokenize_shard", self._tokenize)
 
     def _tokenize(self, job: Job, shard: shards.Shard, out: Path) -> tokenize.Summary:
         if shard.number == self.stop_at:
             raise KeyboardInterrupt
+        self.before(shard.number)
         self.tokenized.append(shard.number)
         return tokenize_shard(job, shard, out)
 
@@ -203,8 +207,9 @@ def test_an_interrupted_run_goes_on_where_it_was(runs: Runs, kind: Any) -> None:
         runs(kind=kind)
     assert runs.content() == whole, "the finished folder stays until another is complete"
     runs.stop_at = None
-    (runs.partial / "records" / "data-00003-of-00009.arrow.host.1.new").touch()  # as a killed worker leaves it
-    rows = sorted(runs.partial.glob("records/*.arrow" if kind == "instructions" else "shards/*.tokens"))
+    (work,) = (path for path in runs.partial.iterdir() if path.is_dir())
+    (work / "records" / "data-00003-of-00009.arrow.host.1.new").touch()  # as a killed worker leaves it
+    rows = sorted(work.glob("records/*.arrow" if kind == "instructions" else "shards/*.tokens"))
     os.truncate(rows[1], 100)  # as a crash of the machine may leave it
     outcome = runs(kind=kind)
     assert runs.tokenized == [1, *numbers[3:]]
@@ -230,6 +235,69 @@ def test_another_recipe_or_input_begins_anew(runs: Runs, change: str) -> None:
         runs.data.write_text(runs.data.read_text())  # the same bytes at another time
     runs(**changes[change])
     assert runs.tokenized[0] == 0
+
+
+def test_a_second_run_at_the_same_folder_is_refused(runs: Runs) -> None:
+    """Whatever its recipe: both would end as one folder."""
+    runs.data.write_text("\n".join(lines(60)))
+    others = [{}, {"kind": "text"}, {"recipe": Recipe(runs.recipe.tokenizer, "plain", 40, 199)}]
+
+    def meanwhile(number: int) -> None:
+        while others:
+            with pytest.raises(BadInput, match=rf"another run is at work on it \(process {os.getpid()} on"):
+                run_preprocess([str(runs.data)], runs.out, **{"recipe": runs.recipe, "workers": 1} | others.pop())
+
+    runs.before = meanwhile
+    assert runs().manifest.counts == {"kept": 60, "read": 60}
+    assert not others
+    assert not runs.partial.exists()
+
+
+def test_a_lock_that_was_removed_does_not_count(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "x.partial", tmp_path / "x") as first:
+        (tmp_path / "x.partial" / "lock").unlink()
+        with alone_in(tmp_path / "x.partial", tmp_path / "x") as second:
+            assert first
+            assert second
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_locks_runs_keep_to_their_own_folders(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    runs.data.write_text("\n".join(lines(60)))
+    runs()
+    whole = runs.content()
+
+    def meanwhile(number: int) -> None:
+        if number == 2:
+            runs.before = lambda number: None
+            runs(recipe=Recipe(runs.recipe.tokenizer, "plain", 40, 199))
+
+    runs.before = meanwhile
+    runs()
+    assert runs.content() == whole
+    assert "cannot be locked (No locks available): start no second run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["instructions", "text"])
+def test_rows_that_another_hand_changed_are_not_put_together(runs: Runs, kind: Any) -> None:
+    runs.data.write_text("\n".join([json.dumps({"instruction": "x", "text": "w " * 30})] * 150))
+    files = "*/records/data-00000-*.arrow" if kind == "instructions" else "*/shards/00000.tokens"
+
+    def meanwhile(number: int) -> None:
+        if number == 2:
+            (rows,) = runs.partial.glob(files)
+            os.truncate(rows, 8)
+
+    runs.before = meanwhile
+    with pytest.raises(BadInput, match="is gone or not the one that this run wrote"):
+        runs(kind=kind)
+    assert not runs.out.exists()
 
 
 def test_bad_lines_fail_or_are_skipped_and_finished_shards_serve_both(runs: Runs) -> None:
