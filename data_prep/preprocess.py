@@ -23,7 +23,7 @@ from data_prep.lock import alone_in
 from data_prep.pool import Pool, processes, ranks, under_mpi
 from data_prep.progress import Progress, hash_of
 from data_prep.run import Run, Throughput
-from data_prep.shards import shard_size
+from data_prep.shards import shard_size, unreadable
 from data_prep.sources import find_files
 from data_prep.templates import TEMPLATES
 from data_prep.tokenize import Job, Recipe
@@ -83,12 +83,13 @@ def run_preprocess(
     written_by = fingerprint(tokenizer)
     _check_replaceable(out, written_by)
     job = Job(recipe, kind, content_hash(tokenizer))
-    size = shard_bytes or shard_size(sum(path.stat().st_size for path in files))
-    inputs = _state_of(files)
+    inputs = [_state_of(path) for path in files]
+    total = sum(size for _, size, _ in inputs)
+    size = shard_bytes or shard_size(total)
     partial = out.with_name(out.name + ".partial")
     with ExitStack() as held:
         locked = held.enter_context(alone_in(partial, out))
-        workforce = pool or held.enter_context(processes(workers or _default_workers(files)))
+        workforce = pool or held.enter_context(processes(workers or _default_workers(total)))
         progress = Progress(partial, _key(job, inputs, size), alone=locked)
         run = Run(job, progress, workforce, skip=on_bad == "skip")
         try:
@@ -99,7 +100,7 @@ def run_preprocess(
                 progress.remove()
             raise
         counts = run.counts()
-        if found := _what_is_wrong(counts, files, inputs, kind):
+        if found := _changed(inputs, skip=on_bad == "skip") or _nothing_kept(counts, files, kind):
             progress.remove()
             raise BadInput([*run.problems(), found])
         records = run.assemble()
@@ -111,15 +112,22 @@ def run_preprocess(
     return Outcome(manifest, run.problems(), run.throughput)
 
 
-def _default_workers(files: list[Path]) -> int:
+def _default_workers(size: int) -> int:
     """One a core, but no more than there is work for: starting one takes as long as tokenising some megabytes."""
-    size = sum(path.stat().st_size for path in files)
     return min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
 
 
-def _state_of(files: list[Path]) -> list[tuple[str, int, int]]:
-    """What tells whether a file was changed."""
-    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+def _state_of(path: Path) -> tuple[str, int, int]:
+    """What tells whether a file was changed: its name, size and time.
+
+    Raises:
+        BadInput: it is gone, or out of reach.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise BadInput(unreadable(str(path), error)) from None
+    return str(path), state.st_size, state.st_mtime_ns
 
 
 def _key(job: Job, inputs: list[tuple[str, int, int]], size: int) -> str:
@@ -128,13 +136,21 @@ def _key(job: Job, inputs: list[tuple[str, int, int]], size: int) -> str:
     return hash_of([_FORM, vars(job.recipe), job.kind, job.tokenizer_hash, inputs, size, versions])
 
 
-def _what_is_wrong(
-    counts: dict[str, int], files: list[Path], inputs: list[tuple[str, int, int]], kind: Kind
-) -> Problem | None:
-    """Of tokenised shards that each by itself is fine."""
-    changed = [before[0] for before, now in zip(inputs, _state_of(files), strict=True) if before != now]
-    if changed:
-        return Problem("DATA", changed[0], "was changed while it was read", "run again when it is complete")
+def _changed(inputs: list[tuple[str, int, int]], skip: bool) -> Problem | None:
+    """A file that is not the one that was to be read; what `skip` could not read of one that is gone was left out."""
+    for before in inputs:
+        try:
+            now = _state_of(Path(before[0]))
+        except BadInput:
+            if skip:
+                continue
+            raise
+        if now != before:
+            return Problem("DATA", before[0], "was changed while it was read", "run again when it is complete")
+    return None
+
+
+def _nothing_kept(counts: dict[str, int], files: list[Path], kind: Kind) -> Problem | None:
     if "kept" in counts:
         return None
     mend = "raise MAX_PROMPT" if kind == "instructions" else "lower MAX_LENGTH or give more text"

@@ -52,17 +52,19 @@ class Run:
         Raises:
             BadInput: a file cannot be read, unless it is skipped.
         """
-        found = self.progress.resume(self.job.kind)
-        if found is not None:
-            self.shards = found
-            return
+        plan = self.progress.plan()
+        counted = plan.newlines if plan else {}
         shards = cut(files, size)
-        newlines = dict(self.pool.results(_count_newlines, cut_inside_a_file(shards)))
+        uncounted = [shard for shard in cut_inside_a_file(shards) if shard.number not in counted]
+        newlines = counted | dict(self.pool.results(_count_newlines, uncounted))
         self._lost = [found for counts in newlines.values() for found in counts if isinstance(found, Problem)]
         if self._lost and not self.skip:
             raise BadInput(list(dict.fromkeys(self._lost)))
         self.shards = number_lines(shards, newlines)
-        self.progress.begin_anew(self.shards, resumable=not self._lost)
+        if plan is None:
+            self.progress.begin_anew(self.shards, newlines)
+        else:
+            self.progress.resume(plan, self.shards, newlines, self.job.kind)
 
     def tokenize(self) -> None:
         """Tokenise the shards that are not finished.

@@ -397,6 +397,58 @@ def test_what_cannot_be_read_is_skipped_for_this_time(
         assert counted or on_bad == "skip" or runs.tokenized == [1], "only what could not be read is read again"
 
 
+def test_a_skip_run_goes_on_beside_a_file_it_cannot_read(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only that file's lines are counted again, and once it can be read, only its shards are read again."""
+    first, lost, last = (runs.data.with_name(f"{name}.jsonl") for name in "abc")
+    for path in (first, lost, last):
+        path.write_text("\n".join(lines(60)))
+    runs.data = runs.data.with_name("[abc].jsonl")
+    counted: list[str] = []
+    reachable = False
+
+    def opened(path: str, mode: str) -> Any:
+        if str(path) == str(lost) and not reachable:
+            raise OSError(5, "Input/output error")
+        return open(path, mode)
+
+    def count(shard: shards.Shard) -> Any:
+        counted.extend(span.path for span in shard.spans)
+        return count_newlines(shard)
+
+    monkeypatch.setattr(shards, "open", opened, raising=False)
+    monkeypatch.setattr("data_prep.run.count_newlines", count)
+    for resumed in (False, True):
+        counted.clear()
+        runs.stop_at = 7 if resumed else 2
+        with pytest.raises(KeyboardInterrupt):
+            runs(on_bad="skip")
+        assert runs.tokenized == ([2, 3, 4, 5, 6] if resumed else [0, 1])
+        assert counted.count(str(first)) == (1 if resumed else 3), "one of its pieces shares a shard with the lost file"
+    with pytest.raises(BadInput, match="cannot be read"):
+        runs()
+    reachable, runs.stop_at = True, None
+    assert runs().manifest.counts == {"kept": 180, "read": 180}
+    assert {0, 1, 6}.isdisjoint(runs.tokenized)
+    assert 4 in runs.tokenized
+    rows = datasets.load_from_disk(str(runs.out))
+    assert [row["id"] for row in rows] == [f"{path}:{n}" for path in (first, lost, last) for n in range(1, 61)]
+
+
+def test_a_file_that_goes_while_it_is_read_is_skipped_or_named(runs: Runs) -> None:
+    runs.data.write_text("\n".join(lines(60)))
+    other = runs.data.with_name("Z.jsonl")
+    runs.data = runs.data.with_name("[Za].jsonl")
+    refused = r"Z\.jsonl.*cannot be read \(No such file"
+    for on_bad, gone_at, kept in (("skip", 0, 60), ("skip", 4, 62), ("fail", 0, 0), ("fail", 4, 0)):
+        other.write_text("\n".join(lines(2)))
+        runs.before = lambda number, gone_at=gone_at: other.unlink(missing_ok=True) if number == gone_at else None
+        if on_bad == "skip":
+            assert runs(on_bad="skip", shard_bytes=1200).manifest.counts["kept"] == kept
+        else:
+            with pytest.raises(BadInput, match=refused):
+                runs(shard_bytes=1200)
+
+
 def test_input_that_changes_meanwhile_is_refused(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.data.write_text("\n".join(lines(60)))
     honest = runs._tokenize
