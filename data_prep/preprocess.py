@@ -5,7 +5,6 @@ mpirun -n 64 --hostfile hosts python -m data_prep.preprocess …
 """
 
 import argparse
-import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pyarrow
 import tokenizers
 import transformers
 
+from data_prep.cores import usable_cores
 from data_prep.encoder import content_hash
 from data_prep.files import write_text
 from data_prep.lock import alone_in
@@ -114,7 +114,7 @@ def run_preprocess(
 
 def _default_workers(size: int) -> int:
     """One a core, but no more than there is work for: starting one takes as long as tokenising some megabytes."""
-    return min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
+    return min(usable_cores(), 1 + size // _BYTES_WORTH_A_WORKER)
 
 
 def _state_of(path: Path) -> tuple[str, int, int]:
@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-prompt", type=int, default=256, help="tokens; longer prompts are dropped")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of prompt and response together")
     parser.add_argument("--on-bad", choices=("fail", "skip"), default="fail", help="what to do about bad lines")
-    parser.add_argument("--workers", type=positive, help="processes; default: one a core")
+    parser.add_argument("--workers", type=positive, help="processes; default: one a core that it may use")
     parser.add_argument("--shard-bytes", type=positive, help="input of one output file; default: by the input's size")
     return parser
 

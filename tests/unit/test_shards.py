@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import shards, tokenize
+from data_prep.cores import usable_cores
 from data_prep.encoder import Encoder, content_hash
 from data_prep.lock import alone_in
 from data_prep.packing import pack_shard, plan_rows
@@ -476,6 +477,32 @@ def test_tasks_are_taken_no_faster_than_there_are_workers() -> None:
     with processes(1) as pool:
         for n in pool.results(lambda task: task * 10, tasks()):
             assert n == taken[-1] * 10
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("", {}, 8),
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "350000 100000"}, 3),
+        ("0::/job/step", {"cpu.max": "600000 100000", "job/cpu.max": "20000 100000", "job/step/cpu.max": "max 1"}, 1),
+        ("0::/\n3:cpu,cpuacct:/docker/x", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ("3:cpu,cpuacct:/j", {"cpu,cpuacct/j/cpu.cfs_quota_us": "-1", "cpu,cpuacct/j/cpu.cfs_period_us": "100000"}, 8),
+        ("3:cpuset:/j", {"cpuset/j/cpu.max": "100000 100000"}, 8),
+    ],
+)
+def test_a_container_may_have_fewer_cores_than_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: dict[str, str], cores: int
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(own)
+    for name, content in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert usable_cores(tmp_path) == cores
 
 
 def test_one_process_of_a_launch_is_told_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
