@@ -20,7 +20,7 @@ from data_prep.cores import usable_cores
 from data_prep.encoder import content_hash
 from data_prep.files import write_text
 from data_prep.lock import alone_in
-from data_prep.pool import Pool, processes, ranks, under_mpi
+from data_prep.pool import Pool, is_first_rank, processes, ranks, under_mpi
 from data_prep.progress import Progress, hash_of
 from data_prep.run import Run, Throughput
 from data_prep.shards import shard_size, unreadable
@@ -190,6 +190,8 @@ def main() -> int:
         if not under_mpi():
             return _report(args, None)
         if args.workers:
+            if not is_first_rank():
+                return 0  # a failure here could end the launch before the first rank has said why
             raise BadInput(Problem("--workers", args.workers, "the ranks of MPI are the workers", "leave it out"))
         with ranks() as pool:
             return _report(args, pool) if pool else 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +23,7 @@ from data_prep.encoder import Encoder, content_hash
 from data_prep.lock import alone_in
 from data_prep.packing import pack_shard, plan_rows
 from data_prep.pool import Pool, _Crew, processes, ranks, under_mpi
-from data_prep.preprocess import Outcome, run_preprocess
+from data_prep.preprocess import Outcome, main, run_preprocess
 from data_prep.shards import Line, count_newlines, cut, cut_inside_a_file, number_lines, read_lines_of, shard_size
 from data_prep.templates import Malformed, parse, render, render_all
 from data_prep.tokenize import Job, Recipe, tokenize_shard
@@ -513,6 +514,36 @@ def test_one_process_of_a_launch_is_told_by_the_environment(monkeypatch: pytest.
     assert not under_mpi()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert under_mpi()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+        ("PMI_SIZE", "PMI_RANK"),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ],
+)
+def test_only_the_first_rank_speaks_of_a_wrong_option(
+    names: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(names[0], "3")
+    monkeypatch.setattr("sys.argv", ["preprocess", "--data", "a", "--out", "b", "--tokenizer", "c", "--workers", "2"])
+    said = []
+    for rank in range(3):
+        monkeypatch.setenv(names[1], str(rank))
+        said.append((main(), capsys.readouterr().err.count("the ranks of MPI are the workers")))
+    assert said == [(2, 1), (0, 0), (0, 0)]
+
+
+def test_a_lost_rank_ends_the_launches_that_are_advised(root: Path) -> None:
+    """Slurm lets the other ranks wait for it, unless told."""
+    said = [*(root / "README.md").read_text().splitlines(), (root / "data_prep/pool.py").read_text()]
+    launches = [text for text in said if re.search(r"srun .*(make preprocess|--mpi=pmix or)", text)]
+    assert len(launches) == 2
+    assert all("--kill-on-bad-exit=1" in text for text in launches)
 
 
 def test_ranks_that_mpi_does_not_join_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
