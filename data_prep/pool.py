@@ -23,8 +23,12 @@ from distill.errors import BadInput, Problem
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_RANKS_STARTED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-"""How many ranks Open MPI, MPICH's relatives and srun say they have started."""
+_RANKS_STARTED = {
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",
+}
+"""How many ranks Open MPI, MPICH's relatives and srun say they have started, and which of them a process is."""
 
 
 @dataclass
@@ -120,6 +124,12 @@ def under_mpi() -> bool:
     return _claimed() > 1
 
 
+def is_first_rank() -> bool:
+    """This process is the one to speak for all, by what the launcher says, before MPI is asked."""
+    rank = next((rank for size, rank in _RANKS_STARTED.items() if int(os.environ.get(size, "1")) > 1), "")
+    return os.environ.get(rank, "0") == "0"
+
+
 def _claimed() -> int:
     return max(int(os.environ.get(name, "1")) for name in _RANKS_STARTED)
 
@@ -136,7 +146,7 @@ def ranks() -> Iterator[Pool | None]:
     size = mpi.COMM_WORLD.Get_size()
     if size == 1:  # each would take the whole work for its own
         wrong = f"{_claimed()} processes were started, but MPI joins this one with no other"
-        mend = "under Slurm use srun --mpi=pmix or pmi2; else the mpirun of the MPI library that mpi4py loads"
+        mend = "under Slurm use srun --kill-on-bad-exit=1 --mpi=pmix or pmi2; else the mpirun of mpi4py's MPI library"
         raise BadInput(Problem("MPI", mpi.Get_library_version().split(",")[0].strip("\0\n "), wrong, mend))
     with executor_of(mpi.COMM_WORLD, root=0) as executor:
         if executor is None:

@@ -5,10 +5,8 @@ mpirun -n 64 --hostfile hosts python -m data_prep.preprocess …
 """
 
 import argparse
-import os
-import shutil
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +16,14 @@ import pyarrow
 import tokenizers
 import transformers
 
+from data_prep.cores import usable_cores
 from data_prep.encoder import content_hash
 from data_prep.files import write_text
-from data_prep.pool import Pool, processes, ranks, under_mpi
+from data_prep.lock import alone_in
+from data_prep.pool import Pool, is_first_rank, processes, ranks, under_mpi
 from data_prep.progress import Progress, hash_of
 from data_prep.run import Run, Throughput
-from data_prep.shards import shard_size
+from data_prep.shards import shard_size, unreadable
 from data_prep.sources import find_files
 from data_prep.templates import TEMPLATES
 from data_prep.tokenize import Job, Recipe
@@ -74,7 +74,8 @@ def run_preprocess(
     tokenizer is replaced. `pool` does the work, or so many `workers`.
 
     Raises:
-        BadInput: missing, empty or malformed input; `out` holds something else; nothing was kept.
+        BadInput: missing, empty or malformed input; `out` holds something else, or another run works on it; nothing
+            was kept.
     """
     files = find_files(data)
     tokenizer = load_tokenizer(recipe.tokenizer, "TOKENIZER")
@@ -82,41 +83,51 @@ def run_preprocess(
     written_by = fingerprint(tokenizer)
     _check_replaceable(out, written_by)
     job = Job(recipe, kind, content_hash(tokenizer))
-    size = shard_bytes or shard_size(sum(path.stat().st_size for path in files))
-    inputs = _state_of(files)
-    progress = Progress(out.with_name(out.name + ".partial"), _key(job, inputs, size))
-    with nullcontext(pool) if pool else processes(workers or _default_workers(files)) as workforce:
+    inputs = [_state_of(path) for path in files]
+    total = sum(size for _, size, _ in inputs)
+    size = shard_bytes or shard_size(total)
+    partial = out.with_name(out.name + ".partial")
+    with ExitStack() as held:
+        locked = held.enter_context(alone_in(partial, out))
+        workforce = pool or held.enter_context(processes(workers or _default_workers(total)))
+        progress = Progress(partial, _key(job, inputs, size), alone=locked)
         run = Run(job, progress, workforce, skip=on_bad == "skip")
         try:
             run.plan(files, size)
             run.tokenize()
         except BadInput:
-            if not run.worth_keeping():
-                shutil.rmtree(progress.folder, ignore_errors=True)
+            if progress.begun and not run.worth_keeping():
+                progress.remove()
             raise
         counts = run.counts()
-        if found := _what_is_wrong(counts, files, inputs, kind):
-            shutil.rmtree(progress.folder)
+        if found := _changed(inputs, skip=on_bad == "skip") or _nothing_kept(counts, files, kind):
+            progress.remove()
             raise BadInput([*run.problems(), found])
         records = run.assemble()
-    settings = RecordSettings(**vars(recipe), data=[str(path) for path in files])
-    manifest = Manifest(kind=kind, tokenizer=written_by, settings=settings, counts=counts)
-    write_text(records / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_folder(records, out)
-    shutil.rmtree(progress.folder)
+        settings = RecordSettings(**vars(recipe), data=[str(path) for path in files])
+        manifest = Manifest(kind=kind, tokenizer=written_by, settings=settings, counts=counts)
+        write_text(records / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        replace_folder(records, out)
+        progress.remove()
     return Outcome(manifest, run.problems(), run.throughput)
 
 
-def _default_workers(files: list[Path]) -> int:
+def _default_workers(size: int) -> int:
     """One a core, but no more than there is work for: starting one takes as long as tokenising some megabytes."""
-    size = sum(path.stat().st_size for path in files)
-    return min(len(os.sched_getaffinity(0)), 1 + size // _BYTES_WORTH_A_WORKER)
+    return min(usable_cores(), 1 + size // _BYTES_WORTH_A_WORKER)
 
 
-def _state_of(files: list[Path]) -> list[tuple[str, int, int]]:
-    """What tells whether a file was changed."""
-    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+def _state_of(path: Path) -> tuple[str, int, int]:
+    """What tells whether a file was changed: its name, size and time.
+
+    Raises:
+        BadInput: it is gone, or out of reach.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise BadInput(unreadable(str(path), error)) from None
+    return str(path), state.st_size, state.st_mtime_ns
 
 
 def _key(job: Job, inputs: list[tuple[str, int, int]], size: int) -> str:
@@ -125,13 +136,21 @@ def _key(job: Job, inputs: list[tuple[str, int, int]], size: int) -> str:
     return hash_of([_FORM, vars(job.recipe), job.kind, job.tokenizer_hash, inputs, size, versions])
 
 
-def _what_is_wrong(
-    counts: dict[str, int], files: list[Path], inputs: list[tuple[str, int, int]], kind: Kind
-) -> Problem | None:
-    """Of tokenised shards that each by itself is fine."""
-    changed = [before[0] for before, now in zip(inputs, _state_of(files), strict=True) if before != now]
-    if changed:
-        return Problem("DATA", changed[0], "was changed while it was read", "run again when it is complete")
+def _changed(inputs: list[tuple[str, int, int]], skip: bool) -> Problem | None:
+    """A file that is not the one that was to be read; what `skip` could not read of one that is gone was left out."""
+    for before in inputs:
+        try:
+            now = _state_of(Path(before[0]))
+        except BadInput:
+            if skip:
+                continue
+            raise
+        if now != before:
+            return Problem("DATA", before[0], "was changed while it was read", "run again when it is complete")
+    return None
+
+
+def _nothing_kept(counts: dict[str, int], files: list[Path], kind: Kind) -> Problem | None:
     if "kept" in counts:
         return None
     mend = "raise MAX_PROMPT" if kind == "instructions" else "lower MAX_LENGTH or give more text"
@@ -171,6 +190,8 @@ def main() -> int:
         if not under_mpi():
             return _report(args, None)
         if args.workers:
+            if not is_first_rank():
+                return 0  # a failure here could end the launch before the first rank has said why
             raise BadInput(Problem("--workers", args.workers, "the ranks of MPI are the workers", "leave it out"))
         with ranks() as pool:
             return _report(args, pool) if pool else 0
@@ -212,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-prompt", type=int, default=256, help="tokens; longer prompts are dropped")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of prompt and response together")
     parser.add_argument("--on-bad", choices=("fail", "skip"), default="fail", help="what to do about bad lines")
-    parser.add_argument("--workers", type=positive, help="processes; default: one a core")
+    parser.add_argument("--workers", type=positive, help="processes; default: one a core that it may use")
     parser.add_argument("--shard-bytes", type=positive, help="input of one output file; default: by the input's size")
     return parser
 

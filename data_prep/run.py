@@ -52,17 +52,19 @@ class Run:
         Raises:
             BadInput: a file cannot be read, unless it is skipped.
         """
-        found = self.progress.resume(self.job.kind)
-        if found is not None:
-            self.shards = found
-            return
+        plan = self.progress.plan()
+        counted = plan.newlines if plan else {}
         shards = cut(files, size)
-        newlines = dict(self.pool.results(_count_newlines, cut_inside_a_file(shards)))
+        uncounted = [shard for shard in cut_inside_a_file(shards) if shard.number not in counted]
+        newlines = counted | dict(self.pool.results(_count_newlines, uncounted))
         self._lost = [found for counts in newlines.values() for found in counts if isinstance(found, Problem)]
         if self._lost and not self.skip:
             raise BadInput(list(dict.fromkeys(self._lost)))
         self.shards = number_lines(shards, newlines)
-        self.progress.begin_anew(self.shards, resumable=not self._lost)
+        if plan is None:
+            self.progress.begin_anew(self.shards, newlines)
+        else:
+            self.progress.resume(plan, self.shards, newlines, self.job.kind)
 
     def tokenize(self) -> None:
         """Tokenise the shards that are not finished.
@@ -87,10 +89,15 @@ class Run:
             raise BadInput([*self.problems(), self._what_to_do()])
 
     def assemble(self) -> Path:
-        """Make the folder of records whole, but for its manifest."""
+        """Make the folder of records whole, but for its manifest.
+
+        Raises:
+            BadInput: rows of a finished shard were taken away.
+        """
         started = time.perf_counter()
         total = len(self.shards)
         files = [self.progress.data_file(number, total) for number in range(total)]
+        self.progress.check(self.job.kind, total)
         if self.job.kind == "text":
             tasks = zip(self._rows_to_pack(), files, strict=True)
             for _ in self.pool.results(partial(_pack, self.job.recipe.max_length), tasks):
@@ -125,7 +132,7 @@ class Run:
 
     def worth_keeping(self) -> bool:
         """Some shard is finished that the same command need not do again."""
-        return any(not summary.bad for summary in self.progress.finished.values())
+        return any(not one.unreadable and (self.skip or not one.bad) for one in self.progress.finished.values())
 
     def _to_do(self) -> Iterator[tuple[Shard, Path]]:
         total = len(self.shards)

@@ -2,6 +2,10 @@
 
 import json
 import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import shards, tokenize
+from data_prep.cores import usable_cores
 from data_prep.encoder import Encoder, content_hash
+from data_prep.lock import alone_in
 from data_prep.packing import pack_shard, plan_rows
-from data_prep.pool import processes, ranks, under_mpi
-from data_prep.preprocess import Outcome, run_preprocess
+from data_prep.pool import Pool, _Crew, processes, ranks, under_mpi
+from data_prep.preprocess import Outcome, main, run_preprocess
 from data_prep.shards import Line, count_newlines, cut, cut_inside_a_file, number_lines, read_lines_of, shard_size
 from data_prep.templates import Malformed, parse, render, render_all
 from data_prep.tokenize import Job, Recipe, tokenize_shard
@@ -168,11 +174,13 @@ class Runs:
         self.recipe = recipe
         self.tokenized: list[int] = []
         self.stop_at: int | None = None
+        self.before: Callable[[int], None] = lambda number: None
         monkeypatch.setattr("data_prep.run.tokenize_shard", self._tokenize)
 
     def _tokenize(self, job: Job, shard: shards.Shard, out: Path) -> tokenize.Summary:
         if shard.number == self.stop_at:
             raise KeyboardInterrupt
+        self.before(shard.number)
         self.tokenized.append(shard.number)
         return tokenize_shard(job, shard, out)
 
@@ -201,8 +209,9 @@ def test_an_interrupted_run_goes_on_where_it_was(runs: Runs, kind: Any) -> None:
         runs(kind=kind)
     assert runs.content() == whole, "the finished folder stays until another is complete"
     runs.stop_at = None
-    (runs.partial / "records" / "data-00003-of-00009.arrow.host.1.new").touch()  # as a killed worker leaves it
-    rows = sorted(runs.partial.glob("records/*.arrow" if kind == "instructions" else "shards/*.tokens"))
+    (work,) = (path for path in runs.partial.iterdir() if path.is_dir())
+    (work / "records" / "data-00003-of-00009.arrow.host.1.new").touch()  # as a killed worker leaves it
+    rows = sorted(work.glob("records/*.arrow" if kind == "instructions" else "shards/*.tokens"))
     os.truncate(rows[1], 100)  # as a crash of the machine may leave it
     outcome = runs(kind=kind)
     assert runs.tokenized == [1, *numbers[3:]]
@@ -228,6 +237,69 @@ def test_another_recipe_or_input_begins_anew(runs: Runs, change: str) -> None:
         runs.data.write_text(runs.data.read_text())  # the same bytes at another time
     runs(**changes[change])
     assert runs.tokenized[0] == 0
+
+
+def test_a_second_run_at_the_same_folder_is_refused(runs: Runs) -> None:
+    """Whatever its recipe: both would end as one folder."""
+    runs.data.write_text("\n".join(lines(60)))
+    others = [{}, {"kind": "text"}, {"recipe": Recipe(runs.recipe.tokenizer, "plain", 40, 199)}]
+
+    def meanwhile(number: int) -> None:
+        while others:
+            with pytest.raises(BadInput, match=rf"another run is at work on it \(process {os.getpid()} on"):
+                run_preprocess([str(runs.data)], runs.out, **{"recipe": runs.recipe, "workers": 1} | others.pop())
+
+    runs.before = meanwhile
+    assert runs().manifest.counts == {"kept": 60, "read": 60}
+    assert not others
+    assert not runs.partial.exists()
+
+
+def test_a_lock_that_was_removed_does_not_count(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "x.partial", tmp_path / "x") as first:
+        (tmp_path / "x.partial" / "lock").unlink()
+        with alone_in(tmp_path / "x.partial", tmp_path / "x") as second:
+            assert first
+            assert second
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_locks_runs_keep_to_their_own_folders(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    runs.data.write_text("\n".join(lines(60)))
+    runs()
+    whole = runs.content()
+
+    def meanwhile(number: int) -> None:
+        if number == 2:
+            runs.before = lambda number: None
+            runs(recipe=Recipe(runs.recipe.tokenizer, "plain", 40, 199))
+
+    runs.before = meanwhile
+    runs()
+    assert runs.content() == whole
+    assert "cannot be locked (No locks available): start no second run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["instructions", "text"])
+def test_rows_that_another_hand_changed_are_not_put_together(runs: Runs, kind: Any) -> None:
+    runs.data.write_text("\n".join([json.dumps({"instruction": "x", "text": "w " * 30})] * 150))
+    files = "*/records/data-00000-*.arrow" if kind == "instructions" else "*/shards/00000.tokens"
+
+    def meanwhile(number: int) -> None:
+        if number == 2:
+            (rows,) = runs.partial.glob(files)
+            os.truncate(rows, 8)
+
+    runs.before = meanwhile
+    with pytest.raises(BadInput, match="is gone or not the one that this run wrote"):
+        runs(kind=kind)
+    assert not runs.out.exists()
 
 
 def test_bad_lines_fail_or_are_skipped_and_finished_shards_serve_both(runs: Runs) -> None:
@@ -265,6 +337,33 @@ def test_of_many_bad_lines_the_first_are_named_and_all_counted(runs: Runs) -> No
     assert runs(on_bad="skip").manifest.counts == {"kept": 10, "read": 10, "skipped: bad lines": 300}
 
 
+def test_finished_shards_outlive_a_killed_worker_and_a_file_out_of_reach(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if every shard has bad lines, which a run with ON_BAD=skip takes for finished."""
+    runs.data.write_text("\n".join(line + "\n{" for line in lines(100)))
+    honest = runs._tokenize
+
+    def short_of_memory(job: Job, shard: shards.Shard, out: Path) -> tokenize.Summary:
+        if shard.number == 3:
+            raise BrokenProcessPool
+        return honest(job, shard, out)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as executor:
+        patch.setattr("data_prep.run.tokenize_shard", short_of_memory)
+        with pytest.raises(BadInput, match="run the same command again, which continues"):
+            runs(on_bad="skip", pool=Pool([_Crew(executor, 1)], 1))
+    with pytest.raises(BadInput, match="not valid JSON"):
+        runs(on_bad="fail")
+    assert not runs.tokenized
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.run.count_newlines", lambda shard: [shards.unreadable("a", OSError(5, "gone"))])
+        with pytest.raises(BadInput, match="cannot be read"):
+            runs(on_bad="fail", shard_bytes=4000)
+    assert runs(on_bad="skip").manifest.counts["kept"] == 100
+    assert runs.tokenized[0] == 3
+
+
 @pytest.mark.parametrize("counted", [True, False])
 def test_what_cannot_be_read_is_skipped_for_this_time(
     runs: Runs, counted: bool, monkeypatch: pytest.MonkeyPatch
@@ -300,6 +399,58 @@ def test_what_cannot_be_read_is_skipped_for_this_time(
         assert counted or on_bad == "skip" or runs.tokenized == [1], "only what could not be read is read again"
 
 
+def test_a_skip_run_goes_on_beside_a_file_it_cannot_read(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only that file's lines are counted again, and once it can be read, only its shards are read again."""
+    first, lost, last = (runs.data.with_name(f"{name}.jsonl") for name in "abc")
+    for path in (first, lost, last):
+        path.write_text("\n".join(lines(60)))
+    runs.data = runs.data.with_name("[abc].jsonl")
+    counted: list[str] = []
+    reachable = False
+
+    def opened(path: str, mode: str) -> Any:
+        if str(path) == str(lost) and not reachable:
+            raise OSError(5, "Input/output error")
+        return open(path, mode)
+
+    def count(shard: shards.Shard) -> Any:
+        counted.extend(span.path for span in shard.spans)
+        return count_newlines(shard)
+
+    monkeypatch.setattr(shards, "open", opened, raising=False)
+    monkeypatch.setattr("data_prep.run.count_newlines", count)
+    for resumed in (False, True):
+        counted.clear()
+        runs.stop_at = 7 if resumed else 2
+        with pytest.raises(KeyboardInterrupt):
+            runs(on_bad="skip")
+        assert runs.tokenized == ([2, 3, 4, 5, 6] if resumed else [0, 1])
+        assert counted.count(str(first)) == (1 if resumed else 3), "one of its pieces shares a shard with the lost file"
+    with pytest.raises(BadInput, match="cannot be read"):
+        runs()
+    reachable, runs.stop_at = True, None
+    assert runs().manifest.counts == {"kept": 180, "read": 180}
+    assert {0, 1, 6}.isdisjoint(runs.tokenized)
+    assert 4 in runs.tokenized
+    rows = datasets.load_from_disk(str(runs.out))
+    assert [row["id"] for row in rows] == [f"{path}:{n}" for path in (first, lost, last) for n in range(1, 61)]
+
+
+def test_a_file_that_goes_while_it_is_read_is_skipped_or_named(runs: Runs) -> None:
+    runs.data.write_text("\n".join(lines(60)))
+    other = runs.data.with_name("Z.jsonl")
+    runs.data = runs.data.with_name("[Za].jsonl")
+    refused = r"Z\.jsonl.*cannot be read \(No such file"
+    for on_bad, gone_at, kept in (("skip", 0, 60), ("skip", 4, 62), ("fail", 0, 0), ("fail", 4, 0)):
+        other.write_text("\n".join(lines(2)))
+        runs.before = lambda number, gone_at=gone_at: other.unlink(missing_ok=True) if number == gone_at else None
+        if on_bad == "skip":
+            assert runs(on_bad="skip", shard_bytes=1200).manifest.counts["kept"] == kept
+        else:
+            with pytest.raises(BadInput, match=refused):
+                runs(shard_bytes=1200)
+
+
 def test_input_that_changes_meanwhile_is_refused(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.data.write_text("\n".join(lines(60)))
     honest = runs._tokenize
@@ -329,6 +480,32 @@ def test_tasks_are_taken_no_faster_than_there_are_workers() -> None:
             assert n == taken[-1] * 10
 
 
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("", {}, 8),
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "350000 100000"}, 3),
+        ("0::/job/step", {"cpu.max": "600000 100000", "job/cpu.max": "20000 100000", "job/step/cpu.max": "max 1"}, 1),
+        ("0::/\n3:cpu,cpuacct:/docker/x", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ("3:cpu,cpuacct:/j", {"cpu,cpuacct/j/cpu.cfs_quota_us": "-1", "cpu,cpuacct/j/cpu.cfs_period_us": "100000"}, 8),
+        ("3:cpuset:/j", {"cpuset/j/cpu.max": "100000 100000"}, 8),
+    ],
+)
+def test_a_container_may_have_fewer_cores_than_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, files: dict[str, str], cores: int
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(own)
+    for name, content in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert usable_cores(tmp_path) == cores
+
+
 def test_one_process_of_a_launch_is_told_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
@@ -337,6 +514,36 @@ def test_one_process_of_a_launch_is_told_by_the_environment(monkeypatch: pytest.
     assert not under_mpi()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert under_mpi()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+        ("PMI_SIZE", "PMI_RANK"),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ],
+)
+def test_only_the_first_rank_speaks_of_a_wrong_option(
+    names: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(names[0], "3")
+    monkeypatch.setattr("sys.argv", ["preprocess", "--data", "a", "--out", "b", "--tokenizer", "c", "--workers", "2"])
+    said = []
+    for rank in range(3):
+        monkeypatch.setenv(names[1], str(rank))
+        said.append((main(), capsys.readouterr().err.count("the ranks of MPI are the workers")))
+    assert said == [(2, 1), (0, 0), (0, 0)]
+
+
+def test_a_lost_rank_ends_the_launches_that_are_advised(root: Path) -> None:
+    """Slurm lets the other ranks wait for it, unless told."""
+    said = [*(root / "README.md").read_text().splitlines(), (root / "data_prep/pool.py").read_text()]
+    launches = [text for text in said if re.search(r"srun .*(make preprocess|--mpi=pmix or)", text)]
+    assert len(launches) == 2
+    assert all("--kill-on-bad-exit=1" in text for text in launches)
 
 
 def test_ranks_that_mpi_does_not_join_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
