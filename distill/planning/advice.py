@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distill.checks.layout import check_batches, check_parallel
+from distill.checks.layout import check_batches, check_deepspeed, check_parallel
 from distill.checks.report import Report
 from distill.config import Config
 from distill.planning.memory import gathers_once
 from distill.planning.plan import Plan
-from distill.planning.setup import with_config
+from distill.planning.setup import check_models, with_config
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "ds_configs"
 
@@ -78,17 +78,28 @@ def _changes(plan: Plan) -> Iterator[tuple[str, ...]]:
     for path in sorted(SHIPPED.glob("*.json")):
         if path.read_bytes() != config.parallel.deepspeed.read_bytes():
             yield (f"parallel.deepspeed={_shown(path)}",)
-    heads = [shape.kv_heads for shape in setup.models()] + [shape.heads for shape in setup.models()]
-    for tp in range(setup.tp + 1, setup.cluster.per_node + 1):
-        if setup.cluster.per_node % tp == 0 and all(count % tp == 0 for count in heads):
-            yield (f"parallel.student_tp={tp}", f"parallel.teacher_tp={tp}")
+    yield from _degrees(plan)
     if setup.samples:
-        rows = min(config.rollout.batch, setup.rows)
+        rows = min(config.rollout.batch, setup.decoded)
         yield from ((f"rollout.batch={size}",) for size in sorted({rows // 4, rows // 2} - {0}))
         if config.rollout.teacher_cache == "device":
             yield ("rollout.teacher_cache=host",)
         if config.rollout.engine == "builtin" and setup.zero.stage == 3 and gathers_once(setup):
             yield ("rollout.gather=layer",)
+
+
+def _degrees(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """Higher tensor-parallel degrees within a node: of both models, or of the teacher beside a student that is whole.
+    Those that cannot be fall away with the other runs that are none."""
+    setup = plan.setup
+    student, teacher = setup.student.tp, setup.teacher.tp if setup.teacher else 0
+    for tp in range(2, setup.cluster.per_node + 1):
+        if setup.cluster.per_node % tp:
+            continue
+        if tp > student:
+            yield (f"parallel.student_tp={tp}", *([f"parallel.teacher_tp={tp}"] if teacher else []))
+        if teacher and (student, teacher) < (1, tp):
+            yield (("parallel.student_tp=1", f"parallel.teacher_tp={tp}"))
 
 
 def _together(plan: Plan) -> Advice:
@@ -119,6 +130,8 @@ def _is_valid(config: Config, ranks: int) -> bool:
     report = Report()
     check_parallel(config, ranks, report)
     check_batches(config, ranks, report)
+    check_deepspeed(config, report)
+    check_models(config, report)
     return not report.problems
 
 

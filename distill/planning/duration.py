@@ -45,12 +45,14 @@ def duration_of(setup: Setup, flows: list[Flow]) -> Duration:
     shard = setup.student.parameters / setup.cluster.ranks
     memory = _HOST if setup.zero.offload_optimizer else setup.cluster.memory_bandwidth
     update = _UPDATE_BYTES * shard / memory + sent["update", "replicas"]
-    return Duration(sampled, loss, update, sampled / setup.steps_per_round + loss + update)
+    return Duration(sampled, loss, update, sampled * setup.feed.rounds + loss + update)
 
 
 def _seconds(setup: Setup, flow: Flow) -> float:
     cluster = setup.cluster
-    spans_nodes = cluster.nodes > 1 and (flow.within == "replicas" or setup.tp > cluster.per_node)
+    spans_nodes = cluster.nodes > 1 and (
+        flow.within == "replicas" or max(shape.tp for shape in setup.models()) > cluster.per_node
+    )
     return flow.sent / (cluster.network if spans_nodes else cluster.bandwidth)
 
 
@@ -69,28 +71,43 @@ def _operations(shape: ModelShape, tokens: float, context: float, with_head: flo
 def _training(setup: Setup) -> float:
     count = setup.micro_batches + setup.plain_micro_batches
     rows = count * setup.config.optim.micro_batch
-    tokens, answered = rows * setup.length, rows * max(setup.length - setup.prompt, 1)
+    tokens, answered = rows * setup.length, rows * setup.answered
     passes = 4 if setup.config.student.gradient_checkpointing else 3
-    operations = passes * _operations(setup.student, tokens, setup.length / 2, answered)
+    operations = passes * _operations(setup.student, tokens, setup.length / 2, answered) / setup.student.tp
     if setup.teacher:
-        read_now = 0 if setup.samples else tokens
-        operations += _operations(setup.teacher, read_now, setup.length / 2, answered)
-    return operations / setup.tp / setup.cluster.flops
+        feed = setup.feed
+        plain = setup.plain_micro_batches if feed.plain_read else 0
+        read = feed.read * setup.micro_batches + plain
+        operations += _reading(setup, read * setup.config.optim.micro_batch)
+        # The vocabulary of its head is dealt out as the student's is.
+        share = (setup.micro_batches + plain) / count / setup.student.tp
+        operations += share * _operations(setup.teacher, 0, 0, answered)
+    return operations / setup.cluster.flops
+
+
+def _reading(setup: Setup, rows: float) -> float:
+    """Operations of the teacher's forward over so many of a rank's rows, its cohort's with them."""
+    assert setup.teacher
+    tokens = rows * setup.cohort * setup.length
+    return _operations(setup.teacher, tokens, setup.length / 2, 0) / setup.teacher.tp
 
 
 def _sampling(setup: Setup) -> float:
     rollout, cluster = setup.config.rollout, setup.cluster
-    rows = min(rollout.batch, setup.rows)
-    batches = -(-setup.rows // rows)
+    rows = min(rollout.batch, setup.decoded)
+    batches = -(-setup.decoded // rows)
     context = setup.prompt + rollout.max_new_tokens / 2
-    total = 0.0
+    # What the teacher reads behind it.
+    behind = setup.feed.paired / setup.dp + (setup.rows if setup.teacher and not setup.mixes else 0)
+    total = _reading(setup, behind) / cluster.flops if behind else 0.0
     for shape, forwards in zip(setup.models(), reads(setup), strict=False):
-        reading = _operations(shape, rows * setup.prompt, setup.prompt / 2, 0) / setup.tp / cluster.flops
+        reading = _operations(shape, rows * setup.prompt, setup.prompt / 2, 0) / shape.tp / cluster.flops
         drawing = _operations(shape, rows * rollout.max_new_tokens, context, rows * rollout.max_new_tokens)
-        bytes_read = setup.item * (shape.matrices + shape.head_size + rows * context * shape.kv_width) / setup.tp
+        weights = (shape.matrices + shape.head_size) / shape.tp
+        bytes_read = setup.item * (weights + rows * context * shape.kv_on_rank)
         launches = _LAUNCH * shape.layers if cluster.device == "cuda" else 0.0
         decode = max(
-            forwards * max(bytes_read / cluster.memory_bandwidth, launches), drawing / setup.tp / cluster.flops
+            forwards * max(bytes_read / cluster.memory_bandwidth, launches), drawing / shape.tp / cluster.flops
         )
         total += batches * (reading + decode)
     return total

@@ -68,8 +68,8 @@ def memory_of(setup: Setup) -> Memory:
 def weight_bytes(setup: Setup, shape: ModelShape) -> float:
     """Of a model's weights that a rank keeps between steps: its shard, and the small tensors that stay whole."""
     if setup.zero.stage < 3:
-        return setup.item * setup.on_rank(shape)
-    whole = sum(shape.whole_below(setup.zero.persistence, setup.tp))
+        return setup.item * shape.on_rank
+    whole = sum(shape.whole_below(setup.zero.persistence))
     return setup.item * (shape.parameters / setup.cluster.ranks + whole)
 
 
@@ -78,8 +78,8 @@ def missing_bytes(setup: Setup, shape: ModelShape) -> float:
     not split over all ranks."""
     if setup.zero.stage < 3:
         return 0.0
-    whole_parts, whole = shape.whole_below(setup.zero.persistence, setup.tp)
-    split = shape.split / setup.tp - whole_parts if setup.dp > 1 else 0.0
+    whole_parts, whole = shape.whole_below(setup.zero.persistence)
+    split = shape.split / shape.tp - whole_parts if setup.replicas_of(shape) > 1 else 0.0
     replicated = shape.replicated - whole if setup.cluster.ranks > 1 else 0.0
     return setup.item * (split + replicated)
 
@@ -101,7 +101,7 @@ def activation_bytes(setup: Setup, checkpointing: bool) -> float:
     Each layer also keeps an additive mask [B, T, T] where rows are padded. Recomputed in backward, only the layers'
     inputs are kept, and one layer is whole at a time.
     """
-    saved: Saved = read_saved(setup.config.student, "student.path", setup.dtype, setup.tp)
+    saved: Saved = read_saved(setup.config.student, "student.path", setup.dtype, setup.student.tp)
     rows, tokens, layers = setup.config.optim.micro_batch, setup.length, setup.student.layers
     mask = tokens * setup.item
     if checkpointing:
@@ -112,9 +112,9 @@ def activation_bytes(setup: Setup, checkpointing: bool) -> float:
 def _shard(setup: Setup) -> float:
     """Parameters of the student that a rank optimises."""
     if setup.zero.stage == 0:
-        return setup.on_rank(setup.student)
+        return setup.student.on_rank
     if setup.zero.stage < 3:
-        return setup.on_rank(setup.student) / setup.dp
+        return setup.student.on_rank / setup.dp
     return setup.student.parameters / setup.cluster.ranks
 
 
@@ -138,7 +138,7 @@ def _add_state(setup: Setup, memory: Memory) -> None:
 def _rollouts(setup: Setup) -> dict[str, float]:
     """The builtin decoder's: copies of the weights, both caches at full length, one block of logits, hidden states."""
     rollout, item = setup.config.rollout, setup.item
-    rows = min(rollout.batch, setup.rows)
+    rows = min(rollout.batch, setup.decoded)
     readers = setup.models() if setup.mixes else [setup.student]
     once = gathers_once(setup)
     scored = max(min(SCORE_ROWS, rows * rollout.max_new_tokens), rows)
@@ -146,14 +146,10 @@ def _rollouts(setup: Setup) -> dict[str, float]:
     items = {
         "gathered weights": sum(missing_bytes(setup, s) for s in readers) if once else _fetched(setup, readers),
         "packed weights": sum(_packed(setup, shape) for shape in readers) if once else 0.0,
-        "KV caches": rows
-        * (setup.prompt + rollout.max_new_tokens)
-        * item
-        * sum(s.kv_width for s in readers)
-        / setup.tp,
+        "KV caches": rows * (setup.prompt + rollout.max_new_tokens) * item * sum(s.kv_on_rank for s in readers),
         # Logits, the same in fp32, and their log-softmax or exponentials.
         "logits": scored * vocab * (item + 2 * _FP32),
-        "teacher's hidden states": _hidden_cache(setup),
+        "teacher's hidden states": _hidden_cache(setup) + _on_arrival(setup),
     }
     if rollout.engine == "vllm":
         items["vLLM"] = rollout.vllm_memory * setup.cluster.memory
@@ -162,36 +158,55 @@ def _rollouts(setup: Setup) -> dict[str, float]:
 
 def _fetched(setup: Setup, readers: list[ModelShape]) -> float:
     """Layer by layer both heads stay, and the largest tensor comes and goes."""
-    heads = sum(shape.head_size for shape in readers) / setup.tp
+    heads = sum(shape.head_size / shape.tp for shape in readers)
     return setup.item * (heads + max(max(shape.sizes)[0] for shape in readers)) if setup.cluster.ranks > 1 else 0.0
 
 
 def _packed(setup: Setup, shape: ModelShape) -> float:
     """A processor's bf16 kernels get a copy of every plain linear layer in their own order."""
-    packs = setup.cluster.device == "cpu" and setup.dtype == torch.bfloat16 and setup.tp == 1
+    packs = setup.cluster.device == "cpu" and setup.dtype == torch.bfloat16 and shape.tp == 1
     return setup.item * (shape.matrices + shape.head_size) if packs else 0.0
 
 
 def _hidden_cache(setup: Setup) -> float:
-    """The teacher's final hidden states of a round; on the host only those of one batch pass through the device."""
-    if not (setup.samples and setup.teacher):
+    """The teacher's final hidden states of all responses that are kept, where they wait on the device."""
+    if not setup.teacher or setup.config.rollout.teacher_cache == "host":
+        return 0.0
+    feed, limit = setup.feed, setup.config.rollout.max_new_tokens
+    tokens = (feed.kept * limit + feed.paired * setup.length) / setup.dp
+    return tokens * setup.teacher.hidden * setup.item
+
+
+def _on_arrival(setup: Setup) -> float:
+    """Those of rows that are decoded and go elsewhere: to the host, or as other ranks' that share the teacher."""
+    if not setup.teacher:
         return 0.0
     rollout = setup.config.rollout
-    rows = setup.rows if rollout.teacher_cache == "device" else min(rollout.batch, setup.rows)
+    on_host = rollout.teacher_cache == "host"
+    rows = min(rollout.batch, setup.decoded) if on_host else setup.decoded - setup.rows
     return rows * rollout.max_new_tokens * setup.teacher.hidden * setup.item
+
+
+def _teacher_head(setup: Setup) -> float:
+    """Beside what the rank keeps of it: what ZeRO-3 gathers, and all of it for a student that is whole."""
+    if not setup.teacher:
+        return 0.0
+    head = setup.teacher.head_size
+    own = head / setup.teacher.tp if setup.zero.stage == 3 and setup.replicas_of(setup.teacher) > 1 else 0.0
+    return setup.item * (own + (head if setup.cohort > 1 else 0.0))
 
 
 def _loss(setup: Setup) -> dict[str, float]:
     """The fullest moment of a forward and backward: as they start, at the head, behind it, or while gradients leave."""
     item, zero = setup.item, setup.zero
-    local = setup.on_rank(setup.student)
+    local = setup.student.on_rank
     missing = missing_bytes(setup, setup.student)
     # Only from the second micro-batch after a round on does DeepSpeed know what to fetch ahead and what to keep.
-    repeats = setup.micro_batches > 1 or setup.steps_per_round > 1 or not setup.samples
-    gathered = min(missing, item * (zero.max_live if repeats else setup.student.head_size / setup.tp))
+    repeats = setup.micro_batches > 1 or setup.feed.rounds < 1 or not setup.samples
+    gathered = min(missing, item * (zero.max_live if repeats else setup.student.head_size / setup.student.tp))
     prefetched = min(missing, item * zero.prefetch_bucket) if repeats else 0.0
-    teacher_head = item * setup.teacher.head_size / setup.tp if setup.teacher and zero.stage == 3 else 0.0
-    slope = setup.student.head_size / setup.tp
+    teacher_head = _teacher_head(setup)
+    slope = setup.student.head_size / setup.student.tp
     activations = activation_bytes(setup, setup.config.student.gradient_checkpointing)
     bucket = min(zero.reduce_bucket, local)
     leaving = _leaving(setup, bucket)
@@ -209,8 +224,7 @@ def _loss(setup: Setup) -> dict[str, float]:
         {"gathered weights": rest * gathered, "activations": rest * activations, "leaving gradients": leaving},
     ]
     fullest = max(moments, key=lambda moment: sum(moment.values()))
-    cache = _hidden_cache(setup) if setup.config.rollout.teacher_cache == "device" else 0.0
-    return fullest | {"teacher's hidden states": cache} | _gradients_between_micro_batches(setup)
+    return fullest | {"teacher's hidden states": _hidden_cache(setup)} | _gradients_between_micro_batches(setup)
 
 
 def _chunk(setup: Setup) -> float:
@@ -219,21 +233,21 @@ def _chunk(setup: Setup) -> float:
     head_rows, rows = (min(kind[setup.cluster.device], tokens) for kind in (HEAD_ROWS, CHUNK_ROWS))
     models = 2 if setup.teacher else 1
     numbers = LOSS_NUMBERS if setup.teacher else LOSS_NUMBERS / 2
-    return setup.student.vocab / setup.tp * (models * head_rows * setup.item + numbers * rows * _FP32)
+    return setup.student.vocab / setup.student.tp * (models * head_rows * setup.item + numbers * rows * _FP32)
 
 
 def _leaving(setup: Setup, bucket: float) -> float:
     """A full bucket on its way: its copies, and a gradient that has not gone into it yet."""
     if setup.zero.stage == 3:
         return 2 * setup.item * bucket
-    largest = max(setup.student.embedding, setup.student.head) / setup.tp
+    largest = max(setup.student.embedding, setup.student.head) / setup.student.tp
     buffers = (2 if setup.zero.overlap else 1) * setup.zero.reduce_bucket if setup.zero.stage else 0
     return setup.item * (buffers + (bucket if setup.zero.stage == 2 else 0) + largest)
 
 
 def _gradients_between_micro_batches(setup: Setup) -> dict[str, float]:
     """Below stage 3: of all micro-batches so far, whole or a replica's part."""
-    stage, local = setup.zero.stage, setup.on_rank(setup.student)
+    stage, local = setup.zero.stage, setup.student.on_rank
     if stage == 3:
         return {}
     share = 1 / setup.dp if stage == 2 else 1
@@ -250,7 +264,7 @@ def _update(setup: Setup) -> dict[str, float]:
     gradients = setup.item * shard if stage < 3 else 0.0
     # Group after group: what tensor parallelism splits and what not are two, and ZeRO-3 cuts large ones.
     student = setup.student
-    group = shard if setup.tp == 1 else shard * max(student.split, student.replicated) / student.parameters
+    group = shard if setup.student.tp == 1 else shard * max(student.split, student.replicated) / student.parameters
     if stage == 3:
         group = min(group, setup.zero.sub_group)
     temporaries = (1 + (_ADAM_TEMPORARIES if cpu else 0)) * _FP32 * group

@@ -1,19 +1,21 @@
 """The run and the cluster as plain numbers, every default filled in."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from distill.checks.layout import check_batches, check_parallel
+from distill.checks.layout import check_batches, check_deepspeed, check_parallel
 from distill.checks.report import Report
+from distill.checks.sharding import check_sharding
 from distill.config import Config, ModelSettings
 from distill.data.records import MANIFEST, read_manifest
-from distill.deepspeed_settings import read_deepspeed_json, resolve_dtype
-from distill.errors import BadInput
-from distill.objective_settings import MiniLLMSettings
+from distill.deepspeed_settings import resolve_dtype
+from distill.errors import BadInput, Problem
+from distill.models.loading import load_config
+from distill.planning.feed import Feed
 from distill.planning.shapes import ModelShape, read_shape
+from distill.planning.zero import Zero
 
 GIB = 2**30
 
@@ -46,58 +48,13 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Zero:
-    """What counts of a DeepSpeed JSON; sizes in parameters, DeepSpeed 0.19's own defaults where it says nothing."""
-
-    stage: int
-    reduce_bucket: int
-    prefetch_bucket: int
-    persistence: int
-    max_live: int
-    max_reuse: int
-    sub_group: int
-    overlap: bool
-    offload_optimizer: bool
-    offload_parameters: bool
-
-    @classmethod
-    def of(cls, path: Path) -> "Zero":
-        """The settings in `path`.
-
-        Raises:
-            BadInput: no such file, or no JSON object.
-        """
-        given = read_deepspeed_json(path).get("zero_optimization", {})
-        zero: dict[str, Any] = {key: value for key, value in given.items() if value != "auto"}
-        stage = zero.get("stage", 0)
-
-        def number(name: str, default: float) -> int:
-            return int(zero.get(f"stage3_{name}", zero.get(name, default)))
-
-        def offloaded(name: str) -> bool:
-            return zero.get(name, {}).get("device", "none") != "none"
-
-        return cls(
-            stage=stage,
-            reduce_bucket=number("reduce_bucket_size", 5e8),
-            prefetch_bucket=number("prefetch_bucket_size", 5e7),
-            persistence=number("param_persistence_threshold", 1e5),
-            max_live=number("max_live_parameters", 1e9),
-            max_reuse=number("max_reuse_distance", 1e9),
-            sub_group=int(zero.get("sub_group_size", 1e9)),
-            overlap=bool(zero.get("overlap_comm", stage == 3)),
-            offload_optimizer=offloaded("offload_optimizer"),
-            offload_parameters=stage == 3 and offloaded("offload_param"),
-        )
-
-
-@dataclass(frozen=True)
 class Setup:
     """One run on one cluster."""
 
     config: Config
     cluster: Cluster
     zero: Zero
+    feed: Feed
     dtype: torch.dtype
     student: ModelShape
     teacher: ModelShape | None
@@ -114,14 +71,14 @@ class Setup:
         return self.dtype.itemsize
 
     @property
-    def tp(self) -> int:
-        """Ranks that split a layer's matrices between them."""
-        return self.config.parallel.student_tp
+    def dp(self) -> int:
+        """Replicas of the student."""
+        return self.replicas_of(self.student)
 
     @property
-    def dp(self) -> int:
-        """Replicas."""
-        return self.cluster.ranks // self.tp
+    def cohort(self) -> int:
+        """Replicas of the student that share one of the teacher, and read and sample together."""
+        return max(self.teacher.tp // self.student.tp, 1) if self.teacher else 1
 
     @property
     def samples(self) -> bool:
@@ -135,8 +92,18 @@ class Setup:
 
     @property
     def rows(self) -> int:
-        """Rollouts of a round on one rank."""
-        return -(-self.config.rollout.per_round // self.dp) if self.samples else 0
+        """Rollouts of a round that one rank keeps."""
+        return -(-self.feed.round // self.dp)
+
+    @property
+    def decoded(self) -> int:
+        """Rollouts of a round that one rank decodes: those of its whole cohort."""
+        return self.rows * self.cohort
+
+    @property
+    def answered(self) -> int:
+        """Tokens of a row that the loss is of."""
+        return max(self.length - self.prompt, 1)
 
     @property
     def micro_batches(self) -> int:
@@ -146,23 +113,15 @@ class Setup:
     @property
     def plain_micro_batches(self) -> int:
         """As many of plain text, where MiniLLM takes it."""
-        objective = self.config.objective
-        takes = isinstance(objective, MiniLLMSettings) and self.config.data.plain_text is not None
-        return self.micro_batches if takes else 0
-
-    @property
-    def steps_per_round(self) -> int:
-        """Optimizer steps on one round of rollouts."""
-        rollout = self.config.rollout
-        return max(rollout.per_round // self.config.optim.batch_size, 1) * rollout.inner_epochs
+        return self.micro_batches if self.feed.plain else 0
 
     def models(self) -> list[ModelShape]:
         """The student, and the teacher if there is one."""
         return [self.student, *([self.teacher] if self.teacher else [])]
 
-    def on_rank(self, shape: ModelShape) -> float:
-        """Parameters of a model that one tensor-parallel rank needs, ZeRO apart."""
-        return shape.split / self.tp + shape.replicated
+    def replicas_of(self, shape: ModelShape) -> int:
+        """How often a model is there."""
+        return self.cluster.ranks // shape.tp
 
 
 def prepare(config: Config, cluster: Cluster) -> Setup:
@@ -175,20 +134,23 @@ def prepare(config: Config, cluster: Cluster) -> Setup:
     _check_cluster(cluster, report)
     if report.problems:
         raise BadInput(report.problems)
+    zero = _zero(config, report)
     check_parallel(config, cluster.ranks, report)
     if not report.problems:
         check_batches(config, cluster.ranks, report)
     student = _shape(config.student, "student", config, report)
     given = config.teacher if config.objective.needs_teacher else None
     teacher = _shape(given, "teacher", config, report) if given else None
-    if report.problems or student is None:
+    check_models(config, report)
+    if report.problems or student is None or zero is None:
         raise BadInput(report.problems)
     prompt, length, assumed = _lengths(config)
     dtype = torch.bfloat16 if cluster.device == "cuda" and config.precision == "auto" else None
     return Setup(
         config=config,
         cluster=cluster,
-        zero=Zero.of(config.parallel.deepspeed),
+        zero=zero,
+        feed=Feed.of(config),
         dtype=dtype or resolve_dtype(config.precision),
         student=student,
         teacher=teacher,
@@ -200,7 +162,44 @@ def prepare(config: Config, cluster: Cluster) -> Setup:
 
 def with_config(setup: Setup, config: Config) -> Setup:
     """The same models on the same cluster under other settings."""
-    return replace(setup, config=config, zero=Zero.of(config.parallel.deepspeed))
+    parallel = config.parallel
+    return replace(
+        setup,
+        config=config,
+        zero=Zero.of(parallel.deepspeed),
+        feed=Feed.of(config),
+        student=replace(setup.student, tp=parallel.student_tp),
+        teacher=replace(setup.teacher, tp=parallel.teacher_tp) if setup.teacher else None,
+    )
+
+
+# What AutoTP says of a model takes a model without weights; by settings, which of the two, and degree.
+_SHARDING: dict[tuple[ModelSettings, str, int], list[Problem]] = {}
+
+
+def check_models(config: Config, report: Report) -> None:
+    """Whether AutoTP shards the models, which must be readable, as asked."""
+    for name in ("student", "teacher") if config.objective.needs_teacher else ("student",):
+        settings = getattr(config, name)
+        key = settings, name, getattr(config.parallel, f"{name}_tp")
+        if key not in _SHARDING:
+            found = Report()
+            try:
+                check_sharding(config, name, load_config(settings, f"{name}.path"), found)
+            except BadInput:
+                continue  # said already
+            _SHARDING[key] = found.problems
+        report.problems += _SHARDING[key]
+
+
+def _zero(config: Config, report: Report) -> Zero | None:
+    try:
+        zero = Zero.of(config.parallel.deepspeed)
+    except BadInput as error:
+        report.problems += error.problems
+        return None
+    check_deepspeed(config, report)
+    return zero
 
 
 def _check_cluster(cluster: Cluster, report: Report) -> None:
@@ -223,12 +222,7 @@ def _shape(settings: ModelSettings, name: str, config: Config, report: Report) -
     except BadInput as error:
         report.problems += error.problems
         return None
-    tp = getattr(config.parallel, f"{name}_tp")
-    for what, count in (("attention heads", shape.heads), ("key and value heads", shape.kv_heads)):
-        wrong = f"does not divide the {name}'s {count} {what}"
-        fitting = [degree for degree in range(1, count + 1) if count % degree == 0 and shape.heads % degree == 0]
-        report.check(count % tp == 0, f"parallel.{name}_tp", tp, wrong, f"give one of {fitting}")
-    return shape
+    return replace(shape, tp=getattr(config.parallel, f"{name}_tp"))
 
 
 def _lengths(config: Config) -> tuple[int, int, bool]:

@@ -44,6 +44,18 @@ class ModelShape:
     """Linear maps of all layers."""
     kv_width: int
     """Numbers that one token adds to the cache, keys and values of all layers."""
+    tp: int = 1
+    """Ranks that split its matrices between them."""
+
+    @property
+    def on_rank(self) -> float:
+        """Parameters that one tensor-parallel rank needs, ZeRO apart."""
+        return self.split / self.tp + self.replicated
+
+    @property
+    def kv_on_rank(self) -> float:
+        """Of `kv_width`, where heads go around unevenly on the rank with most."""
+        return self.kv_width / self.kv_heads * -(-self.kv_heads // self.tp)
 
     @property
     def replicated(self) -> int:
@@ -60,10 +72,10 @@ class ModelShape:
         """Of the matrix that makes logits, tied or not."""
         return self.head or self.embedding
 
-    def whole_below(self, threshold: int, tp: int) -> tuple[float, float]:
+    def whole_below(self, threshold: int) -> tuple[float, float]:
         """Parameters in tensors of at most `threshold` numbers on a tensor-parallel rank, which ZeRO-3 keeps whole:
         of those that are split, a rank's part, and of the others."""
-        parts = [(size / tp if split else size, split) for size, split in self.sizes]
+        parts = [(size / self.tp if split else size, split) for size, split in self.sizes]
         small = [(size, split) for size, split in parts if size <= threshold]
         return sum(size for size, split in small if split), sum(size for size, split in small if not split)
 
@@ -145,7 +157,7 @@ def _shard(config: ModelConfig, tp: int) -> ModelConfig:
     text.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "ffn_dim"):
         if getattr(text, name, None):
-            setattr(text, name, max(getattr(text, name) // tp, 1))
+            setattr(text, name, -(-getattr(text, name) // tp))
     return config
 
 

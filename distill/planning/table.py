@@ -69,7 +69,9 @@ def _run(plan: Plan) -> str:
         lengths += f"; sampling with weights {'gathered once' if gathers_once(setup) else 'fetched layer by layer'}"
     cluster = setup.cluster
     where = f"{cluster.nodes} × {cluster.per_node} {'GPUs' if cluster.device == 'cuda' else 'CPU ranks'}"
-    layout = f"{setup.dp} replicas × {setup.tp} tensor-parallel ranks, ZeRO stage {setup.zero.stage}"
+    layout = f"{setup.dp} replicas × {setup.student.tp} tensor-parallel ranks, ZeRO stage {setup.zero.stage}"
+    if setup.cohort > 1:
+        layout += f"; the teacher over {setup.teacher.tp if setup.teacher else 1} ranks"
     precision = str(setup.dtype).removeprefix("torch.")
     return f"{', '.join(models)}, {precision}; {where}: {layout}\n{lengths}"
 
@@ -104,8 +106,8 @@ def _traffic(plan: Plan) -> str:
 
 def _time(plan: Plan) -> str:
     times = plan.duration
-    steps = plan.setup.steps_per_round
-    sampled = f"a round {times.round:.1f} s every {steps} steps, " if plan.setup.samples else ""
+    rounds = plan.setup.feed.rounds
+    sampled = f"a round {times.round:.1f} s every {1 / rounds:.3g} steps, " if rounds else ""
     return (
         f"estimated: {sampled}forward and backward {times.loss:.2f} s, update {times.update:.2f} s; "
         f"a step {times.step:.2f} s, {plan.setup.config.optim.steps} steps "

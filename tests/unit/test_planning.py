@@ -9,17 +9,20 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_llama
-from run_configs import change
+from run_configs import change, problems
+from transformers import LlamaConfig
 
 from distill import cli
 from distill.config import Config, ModelSettings, load
 from distill.data.batches import Rollouts
 from distill.errors import BadInput
 from distill.models.heads import hidden_states
-from distill.objective_settings import MiniLLMSettings
+from distill.models.vocab_shard import WHOLE
+from distill.objective_settings import OBJECTIVES, MiniLLMSettings
 from distill.objectives import chunked
 from distill.objectives.minillm import MiniLLM
 from distill.planning.advice import SHIPPED, deepspeed_choices, knobs
+from distill.planning.feed import Feed
 from distill.planning.memory import CHUNK_ROWS, HEAD_ROWS, LOSS_NUMBERS, SCORE_ROWS, activation_bytes
 from distill.planning.plan import Plan
 from distill.planning.setup import GIB, Cluster, prepare
@@ -65,9 +68,9 @@ def test_parameters_are_those_of_the_real_model(tmp_path: Path, tied: bool) -> N
 def test_small_tensors_stay_whole(tmp_path: Path) -> None:
     tiny_llama(50, 1, 0).save_pretrained(tmp_path)
     shape = read_shape(ModelSettings(path=str(tmp_path)), "student.path")
-    assert shape.whole_below(31, 1) == (0, 0)
-    assert shape.whole_below(512, 1) == (2 * 512, 3 * 32)
-    assert shape.whole_below(512, 2) == (2 * 256 + 2 * 512, 3 * 32), "a tensor-parallel rank's part counts"
+    assert shape.whole_below(31) == (0, 0)
+    assert shape.whole_below(512) == (2 * 512, 3 * 32)
+    assert replace(shape, tp=2).whole_below(512) == (2 * 256 + 2 * 512, 3 * 32), "a tensor-parallel rank's part counts"
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -122,7 +125,9 @@ def test_a_loss_makes_as_many_fp32_numbers_as_planned() -> None:
     objective = MiniLLM(MiniLLMSettings.model_validate({"name": "minillm"}))
     student, teacher = torch.randn(tokens, vocab).bfloat16(), torch.randn(tokens, vocab).bfloat16()
     with Meter() as meter:
-        objective.loss(lambda evaluate: evaluate(student, slice(0, tokens))[0], lambda part: teacher[part], batch)
+        objective.loss(
+            lambda evaluate: evaluate(student, slice(0, tokens), WHOLE)[0], lambda part: teacher[part], batch
+        )
     assert meter.peak / (tokens * vocab * 4) == pytest.approx(LOSS_NUMBERS, abs=1)
 
 
@@ -209,9 +214,12 @@ def test_tensor_parallel_traffic_by_hand(bf16: dict[str, Any]) -> None:
     tp = {"student_tp": 2, "teacher_tp": 2, "deepspeed": str(SHIPPED / "zero1.json")}
     made = plan(bf16 | {"parallel": tp}, cluster(2))
     sent = {(flow.phase, flow.name): flow.sent for flow in made.traffic if flow.within == "replica"}
-    # Two layers: 4 all-reduces forward, 2·5 backward, of 8 rows · 96 tokens (the longest recorded) · 32 · 2 bytes.
-    length = made.setup.length
-    assert sent["loss", "hidden states"] == (4 + 10) * 8 * length * 32 * 2 * 2 / 2
+    # Two layers: 4 all-reduces forward, 2·5 backward, of 8 rows · 80 tokens · 32 · 2 bytes; and one at the head, of the
+    # 16 tokens that are answered.
+    assert sent["loss", "hidden states"] == (14 * 80 + 16) * 8 * 32 * 2 * 2 / 2
+    # Of each of those 8 fp32 numbers, and no logits.
+    assert sent["loss", "sums over the vocabulary"] == 8 * 8 * 16 * 4 * 2 / 2
+    assert {name for phase, name in sent if phase == "loss"} == {"hidden states", "sums over the vocabulary"}
     # 2 + 3 layers, twice each, of 16 rows' tokens but the last.
     assert sent["rollouts", "hidden states"] == 2 * 5 * 16 * (64 + 16 - 1) * 32 * 2 * 2 / 2
 
@@ -224,6 +232,125 @@ def test_slower_links_and_processors_take_longer(bf16: dict[str, Any]) -> None:
 
 def near_steps(config: dict[str, Any]) -> int:
     return config["rollout"]["per_round"] // config["optim"]["batch_size"] * 4
+
+
+# ── a whole student beside a sharded teacher ────────────────────────────────────────────────────────────────────────
+
+
+def beside(config: dict[str, Any], student: int, teacher: int, name: str = "zero1") -> dict[str, Any]:
+    return config | {
+        "parallel": {"student_tp": student, "teacher_tp": teacher, "deepspeed": str(SHIPPED / f"{name}.json")}
+    }
+
+
+def test_each_model_has_its_own_degree(bf16: dict[str, Any]) -> None:
+    alone, both, mixed = (plan(beside(bf16, *tp), cluster(4)) for tp in ((1, 1), (2, 2), (1, 2)))
+    weights = "student weights", "teacher weights"
+    assert mixed.memory.state[weights[0]] == alone.memory.state[weights[0]]
+    assert mixed.memory.state[weights[1]] == both.memory.state[weights[1]] < alone.memory.state[weights[1]]
+    assert mixed.memory.state["optimizer"] == alone.memory.state["optimizer"]
+    setup = mixed.setup
+    assert (setup.dp, setup.cohort, setup.rows, setup.decoded) == (4, 2, 4, 8)
+    assert (both.setup.dp, both.setup.cohort, both.setup.rows, both.setup.decoded) == (2, 1, 8, 8)
+    # 8 rows of 80 tokens: 2 layers of the student with both heads, 3 of the teacher with one; 2 · 8 numbers a head.
+    assert mixed.memory.phases["rollouts"]["KV caches"] == 8 * 80 * 2 * (2 * 2 + 3 * 1) * 2 * 8
+    # While they arrive, of the cohort's rows; then of this rank's.
+    states = [mixed.memory.phases[phase]["teacher's hidden states"] for phase in ("rollouts", "loss")]
+    assert states == [8 * 16 * 32 * 2, 4 * 16 * 32 * 2]
+
+
+def test_the_traffic_of_a_whole_student_beside_a_sharded_teacher(bf16: dict[str, Any]) -> None:
+    made = plan(beside(bf16, 1, 2), cluster(2))
+    assert made.setup.teacher
+    sent = {(flow.phase, flow.name): flow.sent for flow in made.traffic if flow.within == "replica"}
+    # All 16 rows of the two ranks: the teacher's 3 layers alone are reduced and its logits gathered.
+    assert sent["rollouts", "hidden states"] == 2 * 3 * 16 * (64 + 16 - 1) * 32 * 2 * 2 / 2
+    assert sent["rollouts", "logits"] == made.setup.teacher.vocab * 16 * 16 * 2 / 2
+    # Its head is made whole for each of 2 micro-batches; the student's loss reduces nothing.
+    assert sent["loss", "teacher's head made whole"] == 2 * made.setup.teacher.head_size * 2 / 2
+    assert len(sent) == 3
+
+
+def test_a_teacher_over_more_ranks_is_proposed(lean: dict[str, Any], tmp_path: Path) -> None:
+    # One whose weights outweigh all else.
+    LlamaConfig(
+        hidden_size=512, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8, vocab_size=50
+    ).save_pretrained(tmp_path)
+    config = lean | {"teacher": {"path": str(tmp_path)}}
+    proposed = {advice.overrides for advice in knobs(plan(config, cluster(2, gib=0.001, device="cpu")))}
+    assert ("parallel.student_tp=1", "parallel.teacher_tp=2") in proposed
+
+
+# ── what feeds the steps ────────────────────────────────────────────────────────────────────────────────────────────
+
+# Of 16 rollouts a round, 8 sequences a step and 4 inner epochs.
+FEEDS: dict[str, tuple[dict[str, Any], Feed]] = {
+    "sft": ({}, Feed()),
+    "seqkd": ({}, Feed()),
+    "kd": ({}, Feed(read=1)),
+    "gkd": ({"on_policy": 0.5}, Feed(16, 0.5 / 8, 16, read=0.5)),
+    "taid": ({"on_policy": 0.25}, Feed(16, 0.25 / 8, 16, read=0.75)),
+    "uld": ({"on_policy": 1.0, "ce_weight": 0.4}, Feed(16, 1 / 8, 16)),
+    "opd": ({}, Feed(16, 1 / 8, 16)),
+    "minillm": ({}, Feed(16, 1 / 8, 16)),
+    # Four sequences of a step are rollouts: 4 steps an epoch. The teacher reads 16 recorded ones a round.
+    "distillm2": ({}, Feed(16, 1 / 16, 16, paired=16)),
+    # Four steps, replay with 0, ½, 1 and 1; fresh with 1, ¾, ½ and ¼ of that: (⅜ + ½ + ¼) / 4. A buffer of 2 batches.
+    "distillm": (
+        {"increase": 0.5, "adapt_every": 1, "replay": 16},
+        Feed(8, (0.375 + 0.5 + 0.25) / 4, 16, read=1 - 2.5 / 4),
+    ),
+}
+
+
+def of_objective(config: dict[str, Any], name: str, **settings: Any) -> dict[str, Any]:
+    objective = {"name": name} | FEEDS[name][0] | settings
+    return change(config, "optim.steps", 4) | {"objective": objective}
+
+
+def test_every_objective_has_a_feed() -> None:
+    assert FEEDS.keys() == OBJECTIVES.keys()
+
+
+@pytest.mark.parametrize("name", FEEDS)
+def test_what_each_objective_is_fed_with(bf16: dict[str, Any], name: str) -> None:
+    if name == "uld":
+        bf16 = bf16 | {"objective": {"name": name}}
+    assert Feed.of(Config.model_validate(of_objective(bf16, name))) == FEEDS[name][1]
+
+
+def test_plain_text_is_read_where_its_loss_is_soft(bf16: dict[str, Any]) -> None:
+    config = change(bf16, "data.plain_text", bf16["data"]["train"])
+    for soft in (0.0, 0.5):
+        given = config | {"objective": {"name": "minillm", "lm_soft_weight": soft}}
+        assert Feed.of(Config.model_validate(given)) == Feed(16, 1 / 8, 16, plain=True, plain_read=soft > 0)
+
+
+def test_half_the_rollouts_take_half_the_sampling(bf16: dict[str, Any]) -> None:
+    half, whole = (plan(of_objective(bf16, "gkd", on_policy=share), cluster(2)) for share in (0.5, 1.0))
+    sampled = [made.duration.step - made.duration.loss - made.duration.update for made in (half, whole)]
+    assert sampled[0] == pytest.approx(sampled[1] / 2 * half.duration.round / whole.duration.round)
+
+
+def test_the_teacher_reads_recorded_responses_by_hand(bf16: dict[str, Any]) -> None:
+    def states(name: str) -> dict[str, float]:
+        made = plan(beside(of_objective(bf16, name), 2, 2), cluster(2))
+        assert made.setup.length == length
+        named = "hidden states of the teacher's reading"
+        return {flow.phase: flow.sent for flow in made.traffic if flow.name == named}
+
+    length = plan(of_objective(bf16, "kd"), cluster(2)).setup.length
+    of_row = 2 * 3 * length * 32 * 2 * 2 / 2  # three layers, twice each
+    assert states("kd") == {"loss": 8 * of_row}
+    assert states("gkd") == {"loss": 4 * of_row}
+    assert states("distillm") == {"loss": 3 * of_row}
+    assert states("distillm2") == {"rollouts": 16 * of_row}
+
+
+def test_a_replay_buffer_is_kept(bf16: dict[str, Any]) -> None:
+    made = plan(of_objective(bf16, "distillm"), cluster(2))
+    assert (made.setup.rows, made.setup.decoded) == (4, 4), "a round is one batch"
+    assert made.memory.phases["loss"]["teacher's hidden states"] == 8 * 16 * 32 * 2
 
 
 # ── advice ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -288,10 +415,54 @@ def test_layouts_that_cannot_be(bf16: dict[str, Any]) -> None:
     assert "parallel.student_tp = 2: does not divide the 3 ranks" in bad(tp(2), cluster(3))
     assert "parallel.student_tp = 3: does not divide the student's 4 attention heads" in bad(tp(3), cluster(3))
     four = bad(tp(4), cluster(4))
-    assert "parallel.teacher_tp = 4: does not divide the teacher's 2 key and value heads; give one of [1, 2]" in four
+    assert "parallel.teacher_tp = 4: is more than the teacher's 2 key-value heads" in four
     assert "optim.batch_size = 8: does not divide over 16" in bad(bf16, cluster(16))
     nowhere = bf16 | {"student": {"path": "./nowhere"}}
     assert bad(nowhere, cluster(1)).startswith("student.path = './nowhere': no such folder")
+
+
+def test_the_plan_refuses_what_the_doctor_refuses(bf16: dict[str, Any]) -> None:
+    for config in (stage(bf16, "zero3_tp"), beside(bf16, 4, 4), beside(bf16, 3, 3)):
+        said = set(problems(config, 12))
+        assert said
+        with pytest.raises(BadInput) as caught:
+            plan(config, cluster(12))
+        assert {str(problem) for problem in caught.value.problems} <= said
+
+
+def test_no_advice_that_the_doctor_refuses(lean: dict[str, Any]) -> None:
+    made = plan(lean, cluster(4, gib=0.001, device="cpu"))
+    found = [*knobs(made), *deepspeed_choices(made)]
+    assert found
+    for advice in found:
+        setup = advice.plan.setup
+        assert problems(setup.config.model_dump(), setup.cluster.ranks) == [], advice.overrides
+
+
+@pytest.mark.parametrize(
+    ("zero", "said"),
+    [
+        (True, "zero_optimization = True"),
+        ({"offload_optimizer": None}, "zero_optimization.offload_optimizer = None"),
+        ({"offload_param": {"device": []}}, "zero_optimization.offload_param.device = []"),
+        ({"stage": "3"}, "zero_optimization.stage = '3'"),
+        ({"stage": 7}, "zero_optimization.stage = 7"),
+        ({"stage": True}, "zero_optimization.stage = True"),
+        ({"reduce_bucket_size": "large"}, "zero_optimization.reduce_bucket_size = 'large'"),
+        ({"stage3_max_live_parameters": -1}, "zero_optimization.stage3_max_live_parameters = -1"),
+        ({"overlap_comm": "no"}, "zero_optimization.overlap_comm = 'no'"),
+    ],
+)
+def test_bad_deepspeed_values(
+    bf16: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], zero: object, said: str
+) -> None:
+    config, path = tmp_path / "run.yaml", tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    config.write_text(yaml.safe_dump(bf16 | {"parallel": {"deepspeed": str(path)}}))
+    assert cli.main(["plan", "--config", str(config), "--gpus-per-node", "2"]) == 2
+    error = capsys.readouterr().err
+    assert f"{said}: in {path}; give" in error
+    assert error.count("zero_optimization") == 1
 
 
 def test_without_records_lengths_are_assumed(bf16: dict[str, Any]) -> None:

@@ -93,7 +93,8 @@ def compare(found: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
     theory = plan.sent_per_step
     row: dict[str, Any] = {
         "ranks": plan.setup.cluster.ranks,
-        "tp": plan.setup.tp,
+        "tp": plan.setup.student.tp,
+        "teacher_tp": plan.setup.teacher.tp if plan.setup.teacher else 0,
         "state_bytes": max(rank["state_bytes"] for rank in found),
         "plan_state_bytes": round(sum(state.get(name, 0) for name in _STATE)),
         "peak_bytes": max(peaks.values()),
