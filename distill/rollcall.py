@@ -260,10 +260,11 @@ def _of_this_start(store: dist.Store, rank: int, world: int, patience: timedelta
     while waited_for:
         for one in waited_for:
             # The question may be that of an earlier start, so it is asked for until the rank knows.
-            name = store.get(f"distill/asks/{one}").decode() if store.check([f"distill/asks/{one}"]) else None
-            if name is not None and name not in told:
-                store.set(f"distill/told/{name}", number)
-                told.add(name)
+            question = f"distill/asks/{one}"
+            asked = store.get(question).decode() if store.check([question]) else None
+            if asked is not None and asked not in told:
+                store.set(f"distill/told/{asked}", number)
+                told.add(asked)
         waited_for = {one for one in waited_for if not store.check([f"distill/knows/{number}/{one}"])}
         waited = time.monotonic() - since
         if waited_for and waited > patience.total_seconds():
