@@ -16,6 +16,9 @@ import psutil
 
 _EVERY_SECONDS = 2.0
 
+STDIN = "DISTILL_STDIN_IS_LAUNCH"
+"""Set by our own launch over pdsh: whoever holds the other end of stdin has started this rank."""
+
 
 def deepspeed_launcher() -> psutil.Process | None:
     """The process of DeepSpeed's launcher that started this rank and its neighbours; None under any other."""
@@ -28,29 +31,54 @@ def deepspeed_launcher() -> psutil.Process | None:
 
 def hold() -> None:
     """From now on end this process as soon as DeepSpeed's launcher, or what started that, is gone."""
+    told = os.environ.pop(STDIN, None) is not None
     launcher = deepspeed_launcher()
-    if launcher is not None:
-        above = launcher.ppid()
-        watch = threading.Thread(target=_watch, args=(launcher, above, _comes_through_ssh(above)), daemon=True)
-        watch.start()
-
-
-def _comes_through_ssh(above: int) -> bool:
-    """Whether pdsh is at the other end of stdin. On its own machine DeepSpeed's launcher is started by Python."""
+    if launcher is None:
+        return
     with suppress(psutil.Error):
-        if psutil.Process(above).exe() == psutil.Process().exe():
-            return False
-    mode = os.fstat(0).st_mode
+        above = launcher.ppid()
+        through_ssh = _is_stream() and (told or (_under_sshd(above) and not _has_ended()))
+        threading.Thread(target=_watch, args=(launcher, above, through_ssh), daemon=True).start()
+
+
+def _is_stream() -> bool:
+    """Whether stdin can tell of its other end; it may be closed, a file or a terminal."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return False
     return stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode)
 
 
+def _under_sshd(above: int) -> bool:
+    """Whether a command of ssh is what started the launcher, as under plain `deepspeed`; at most a shell lies between.
+
+    A variable that sshd sets would not say so: jobs of a scheduler inherit it from where they were submitted.
+    """
+    with suppress(psutil.Error):
+        process = psutil.Process(above)
+        near = [process, process.parent()]
+        return any(one is not None and one.name().startswith("sshd") for one in near)
+    return False
+
+
+def _has_ended() -> bool:
+    """Whether stdin is at its end before anything started, as under `ssh -n`: then its end means nothing."""
+    try:
+        return bool(select.select([0], [], [], 0)[0]) and not os.read(0, 4096)
+    except OSError:
+        return True
+
+
 def _watch(launcher: psutil.Process, above: int, through_ssh: bool) -> None:
-    while os.getppid() == launcher.pid and launcher.ppid() == above:
-        if not through_ssh:
-            time.sleep(_EVERY_SECONDS)
-        # pdsh sends nothing, and closes when it ends.
-        elif select.select([0], [], [], _EVERY_SECONDS)[0] and not os.read(0, 4096):
-            break
+    # A launcher that is gone is not there to be asked, and a connection that is lost gives an error in place of an end.
+    with suppress(psutil.Error, OSError):
+        while os.getppid() == launcher.pid and launcher.ppid() == above:
+            if not through_ssh:
+                time.sleep(_EVERY_SECONDS)
+            # pdsh sends nothing, and closes when it ends.
+            elif select.select([0], [], [], _EVERY_SECONDS)[0] and not os.read(0, 4096):
+                break
     with suppress(OSError):
         print("distill: what started this rank is gone; it ends", file=sys.stderr, flush=True)
     os._exit(1)

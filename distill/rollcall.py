@@ -7,6 +7,7 @@ store at the launcher's meeting point here; the process group then uses the same
 import base64
 import json
 import os
+import secrets
 import socket
 import sys
 import time
@@ -162,8 +163,7 @@ class RollCall:
             print(f"distill: waiting for {host}", file=sys.stderr, flush=True)
         if not _waits(lambda: self.store.wait(keys, patience)):
             self._let_go()
-            wrong = f"not heard of for {patience.total_seconds() / 60:.0f} minutes"
-            raise BadInput(Problem("host", host, wrong, "see what its ranks print, and whether it is up"))
+            raise BadInput(_not_heard_of(host, patience))
 
     def _let_go(self) -> None:
         """Rank 0 stays until the others have read the verdict."""
@@ -183,9 +183,9 @@ def assemble() -> RollCall:
     find_ranks()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosts = _hosts_by_rank(world)
-    # torchrun keeps its store when it starts ranks again.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt/{attempt}", _open_store(rank, hosts[0]))
+    store: dist.Store = _open_store(rank, hosts[0])
+    if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+        store = _of_this_start(store, rank, world)
     present = RollCall(store, rank, hosts, speaks())
     present.enter()
     present.greet()
@@ -236,6 +236,49 @@ def _open_store(rank: int, first_host: str | None) -> dist.TCPStore:
         wrong = f"not reached from {socket.gethostname()} in {_GIVE_UP_AFTER.total_seconds() / 60:.0f} minutes"
         mend = "see whether it is up and lets that port through, or give another of its addresses as --master_addr"
         raise BadInput(Problem("host", where, wrong, mend)) from None
+
+
+def _of_this_start(store: dist.Store, rank: int, world: int, patience: timedelta = _GIVE_UP_AFTER) -> dist.Store:
+    """The part of a store of torchrun, which keeps it when it starts ranks again, that belongs to this start.
+
+    How often it has started them, each agent counts for itself. So each rank asks under a name of its own, which no
+    earlier one had, and rank 0 tells it the number of the start.
+
+    Raises:
+        BadInput: a rank does not come, or rank 0.
+    """
+    if rank != 0:
+        name = secrets.token_hex(8)
+        store.set(f"distill/asks/{rank}", name)
+        if not _waits(lambda: store.wait([f"distill/told/{name}"], patience)):
+            raise BadInput(_not_heard_of("rank 0", patience))
+        number = store.get(f"distill/told/{name}").decode()
+        store.set(f"distill/knows/{number}/{rank}", "")
+        return dist.PrefixStore(f"start/{number}", store)
+    number = str(store.add("distill/starts", 1))
+    waited_for, told, since, said = set(range(1, world)), set(), time.monotonic(), False
+    while waited_for:
+        for one in waited_for:
+            # The question may be that of an earlier start, so it is asked for until the rank knows.
+            question = f"distill/asks/{one}"
+            asked = store.get(question).decode() if store.check([question]) else None
+            if asked is not None and asked not in told:
+                store.set(f"distill/told/{asked}", number)
+                told.add(asked)
+        waited_for = {one for one in waited_for if not store.check([f"distill/knows/{number}/{one}"])}
+        waited = time.monotonic() - since
+        if waited_for and waited > patience.total_seconds():
+            raise BadInput(_not_heard_of(f"the host of rank {min(waited_for)}", patience))
+        if waited_for and not said and waited > _NAME_AFTER.total_seconds():
+            print(f"distill: waiting for the host of rank {min(waited_for)}", file=sys.stderr, flush=True)
+            said = True
+        time.sleep(0.02)
+    return dist.PrefixStore(f"start/{number}", store)
+
+
+def _not_heard_of(host: str, patience: timedelta) -> Problem:
+    wrong = f"not heard of for {patience.total_seconds() / 60:.0f} minutes"
+    return Problem("host", host, wrong, "see what its ranks print, and whether it is up")
 
 
 def _hosts_by_rank(world: int) -> list[str | None]:

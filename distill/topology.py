@@ -15,6 +15,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
+from distill.build_locks import remove_stale_locks
 from distill.host import find_ninja, interface_towards, prepare_cpu_rank, unlink_shared_buffer
 
 T = TypeVar("T")
@@ -110,6 +111,8 @@ def start(tp_size: int = 1, timeout_minutes: float = _TIMEOUT_MINUTES) -> Topolo
     accelerator, timeout = get_accelerator(), timedelta(minutes=timeout_minutes)
     if accelerator.device_name() == "cpu":
         prepare_cpu_rank()
+        # On every rank, before it may wait for a lock itself: whoever has waited takes the operator for built.
+        remove_stale_locks()
     else:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=timeout, verbose=False)

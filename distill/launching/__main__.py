@@ -47,18 +47,18 @@ def _start(launch: Launch) -> int:
         check_launcher(launch.launcher)
     elif launch.meeting_port is not None:
         check_alone(launch.meeting_port)
-    if launch.ssh.hosts:
-        assert launch.meeting_port is not None
+    if not launch.ssh.hosts:
+        return supervise(lambda: runner.main(arguments))
+    assert launch.meeting_port is not None
+    # Whatever happens from here on, no host keeps the file: it may hold keys.
+    try:
         if problems := launch.ssh.prepare(launch.meeting_port, launch.file, launch.content):
-            _clear(launch)
             raise BadInput(problems)
         # DeepSpeed would ask once more, by an ssh without the user's options.
         found = ["--master_addr", launch.ssh.first_address()] if launch.finds_address else []
-        arguments = ["--no_ssh_check", *found, *arguments]
         before = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
         os.environ["PDSH_SSH_ARGS_APPEND"] = f"{before} {_KEEP_ALIVE}".strip()
-    try:
-        return supervise(lambda: runner.main(arguments))
+        return supervise(lambda: runner.main(["--no_ssh_check", *found, *arguments]))
     finally:
         _clear(launch)
 

@@ -11,6 +11,7 @@ from deepspeed.launcher import runner
 from distill.errors import BadInput, Problem
 from distill.launching.hosts import Ssh
 from distill.launching.variables import FORWARDED, exports, forwarded, mpirun_flags, one_word
+from distill.lifeline import STDIN
 from distill.rollcall import unequal_slots
 
 _SOCKETS = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
@@ -61,7 +62,7 @@ def plan(arguments: Sequence[str], environment: Mapping[str, str], file: str) ->
             wrong = "DeepSpeed hands this path to other hosts unquoted"
             raise BadInput(Problem(name, path, wrong, "move it to a path of letters, digits, `.`, `_` and `-`"))
     activate = f"source {shlex.quote(args.venv_script)}\n" if args.venv_script else ""
-    content = activate + exports(variables | {FORWARDED: file})
+    content = activate + exports(variables | {FORWARDED: file, STDIN: "1"})
     words = [one_word(argument) for argument in args.user_args]
     # pdsh gives them to ssh.
     ssh = Ssh(hosts, args.ssh_port, environment.get("PDSH_SSH_ARGS_APPEND", "").split())

@@ -112,6 +112,27 @@ def test_more_shards_than_heads(good: dict) -> None:
     assert found == [f"parallel.{name}_tp = 4: {wanted.format(name)}" for name in ("student", "teacher")]
 
 
+@pytest.mark.parametrize("error", [NotImplementedError("no such layer. Sorry"), RuntimeError("no such layer")])
+def test_whatever_deepspeed_says_against_sharding_is_one_line(
+    error: Exception, good: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: object) -> None:
+        raise error
+
+    monkeypatch.setattr("deepspeed.runtime.tensor_parallel.config._get_hf_tp_plan", refuse)
+    said = "DeepSpeed's AutoTP does not shard this {} (llama: no such layer); give parallel.{}_tp=1"
+    found = parallel(good, 2, 2)
+    assert found == [f"parallel.{name}_tp = 2: " + said.format(name, name) for name in ("student", "teacher")]
+
+
+def test_a_deepspeed_without_the_parts_that_are_asked(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("deepspeed.runtime.tensor_parallel.config._get_hf_tp_plan")
+    assert parallel(good, 1, 1) == []
+    found = parallel(good, 2, 2)
+    assert len(found) == 2
+    assert found[0].startswith("parallel.student_tp = 2: cannot be checked for this student (cannot import name ")
+
+
 def test_an_architecture_that_cannot_be_sharded(good: dict, models_dir: Path, tmp_path: Path) -> None:
     """DeepSpeed says so itself: a name it refuses, and a plan of transformers that it cannot follow."""
     AutoTokenizer.from_pretrained(models_dir / "student").save_pretrained(tmp_path)

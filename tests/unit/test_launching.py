@@ -1,6 +1,7 @@
 """Commands for other hosts: exact, quoted, and without a secret in them."""
 
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -187,6 +188,34 @@ def test_hosts_are_asked_with_the_options_that_pdsh_will_use(hostfile: str, fake
     assert launch.ssh.first_address() == "10.0.0.7"
     asked = (fake_ssh / "asked").read_text().splitlines()
     assert asked[-5:] == ["-i", "/a/key", "-oPort=2222", "worker-1", "hostname -I"]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_no_host_keeps_the_file_of_a_launch_that_did_not_start(
+    interrupted: bool, hostfile: str, fake_ssh: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first host without an address, and Ctrl-C while it is asked."""
+    monkeypatch.setattr("distill.launching.__main__.check_launcher", lambda launcher: None)
+    monkeypatch.setattr(secrets, "token_hex", lambda count: f"test-{os.getpid()}")
+    file = Path(f"/tmp/distill-test-{os.getpid()}.sh")
+    there: list[bool] = []
+
+    def interrupt(self: Ssh) -> str:
+        there.append(file.exists())
+        raise KeyboardInterrupt
+
+    (fake_ssh / "bin/hostname").write_text("#!/bin/sh\n")
+    (fake_ssh / "bin/hostname").chmod(0o755)
+    arguments = ["--hostfile", hostfile, "--master_port", str(free_port()), "launch/train.sh"]
+    if interrupted:
+        monkeypatch.setattr(Ssh, "first_address", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            main(arguments)
+        assert there == [True]
+    else:
+        assert main(arguments) == 2
+    assert f"rm -f {file}" in (fake_ssh / "asked").read_text()
+    assert not list(Path("/tmp").glob(f"{file.name}*"))
 
 
 def test_mpirun_may_have_another_way_than_ssh(hostfile: str) -> None:

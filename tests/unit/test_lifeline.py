@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from distill import lifeline
+
 RANK = "from distill import lifeline; import time; lifeline.hold(); print('up', flush=True); time.sleep(60)"
 # DeepSpeed's launcher: it is told by its argument, and lives on when what started it dies.
 LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[2]])"
@@ -56,8 +58,9 @@ def test_a_rank_ends_with_its_launcher_and_with_what_started_that(start: Callabl
         assert ends(launcher), victim
 
 
-def test_a_rank_of_another_host_ends_with_pdsh(start: Callable) -> None:
-    """A shell started the launcher there, and pdsh holds the other end of stdin."""
+def test_a_rank_of_another_host_ends_with_pdsh(start: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell started the launcher there, and pdsh, as our launch has told, holds the other end of stdin."""
+    monkeypatch.setenv(lifeline.STDIN, "1")
     shell = start("sh", "-c", '"$@"; true', "sh", sys.executable, "-c", LAUNCHER, "--world_info=e30=", RANK)
     launcher, rank = family(shell)
     assert shell.stdin
@@ -67,15 +70,58 @@ def test_a_rank_of_another_host_ends_with_pdsh(start: Callable) -> None:
 
 
 def test_nothing_is_watched_where_it_would_be_wrong(start: Callable) -> None:
-    """A local launch whose stdin ends, and a command without a launcher."""
+    """A local launch whose stdin ends, one that a scheduler's shell has started, and a command without a launcher."""
+    srun = start("sh", "-c", '"$@"; true', "sh", sys.executable, "-c", LAUNCHER, "--world_info=e30=", RANK)
     runner = start(sys.executable, "-c", RUNNER, LAUNCHER, RANK)
     alone = start("sh", "-c", '"$@"; true', "sh", sys.executable, "-c", RANK)
-    for process in (runner, alone):
+    for process in (runner, alone, srun):
         assert process.stdin
         process.stdin.close()
     time.sleep(3)
     assert len(family(runner)) == 2
+    assert len(family(srun)) == 2
     (rank,) = family(alone)
     os.kill(alone.pid, signal.SIGKILL)
     assert not ends(rank, 3)
     rank.kill()
+    for rank in family(srun):
+        rank.kill()
+
+
+def test_a_closed_stdin_is_no_lifeline(start: Callable) -> None:
+    """Nor a reason not to start."""
+    shell = start("sh", "-c", '"$@" <&-; true', "sh", sys.executable, "-c", LAUNCHER, "--world_info=e30=", RANK)
+    launcher, rank = family(shell)
+    assert not ends(rank, 3)
+    for process in (launcher, rank):
+        process.kill()
+
+
+@pytest.mark.parametrize("error", [psutil.NoSuchProcess(1), ConnectionResetError()])
+def test_what_cannot_be_asked_any_more_is_gone(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Launcher:
+        pid = os.getppid()
+
+        def ppid(self) -> int:
+            raise error
+
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    lifeline._watch(Launcher(), 1, False)
+    assert codes == [1]
+
+
+@pytest.mark.parametrize(("chain", "expected"), [("sh sshd", True), ("sshd-session x", True), ("sh srun", False)])
+def test_only_a_command_of_ssh_lies_under_sshd(chain: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Process:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def name(self) -> str:
+            return chain.split()[self.number]
+
+        def parent(self) -> "Process | None":
+            return Process(self.number + 1)
+
+    monkeypatch.setattr(psutil, "Process", Process)
+    assert lifeline._under_sshd(0) is expected

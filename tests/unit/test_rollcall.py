@@ -189,6 +189,35 @@ def test_the_first_host_hears_of_another(call: Callable, loopback: list[str], mo
     assert sorted(loopback) == ["10.0.0.2"] * 4 + ["alpha"] * 4
 
 
+def test_agents_of_torchrun_that_count_differently_meet(call: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each counts what failed on its own host; its store keeps what an earlier start has left in it."""
+
+    def start_again(roll: RollCall) -> bool:
+        count = 1 if roll.rank > 1 else 0
+        # A start of which some ranks had asked, and some been told, when it was ended.
+        roll.store.set(f"distill/asks/{roll.rank}", f"earlier {roll.rank}")
+        if roll.rank == 0:
+            roll.store.add("distill/starts", 1)
+            roll.store.set("distill/told/earlier 1", "1")
+            roll.store.set("distill/knows/1/1", "")
+        time.sleep(0.3 * count)
+        whole = roll.store
+        roll.store = rollcall._of_this_start(whole, roll.rank, len(HOSTS))
+        roll.enter()
+        roll.together(lambda: None)
+        return whole.check([f"start/2/distill/here/{roll.rank}"])
+
+    monkeypatch.setenv("MASTER_ADDR", "alpha")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert call(start_again) == dict.fromkeys(range(4), True)
+
+
+def test_a_rank_of_torchrun_that_does_not_come_is_named(call: Callable) -> None:
+    patience = timedelta(seconds=1)
+    results = call(lambda roll: rollcall._of_this_start(roll.store, roll.rank, 4, patience), ranks=(0, 1, 3))
+    assert lines(results[0])[0].startswith("host = 'the host of rank 2': not heard of for")
+
+
 def test_names_come_from_the_launchers_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Parent:
         def cmdline(self) -> list[str]:
