@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for each in (of_loss, of_rollout, of_step, of_preprocess):
         each.add_argument("--repeats", type=positive, default=5, help="counted rounds; medians are reported")
-    for each in (of_loss, of_rollout, of_step, of_scale):
+    for each in (of_loss, of_rollout, of_step, of_preprocess, of_scale):
         each.add_argument("--json", type=Path, help="write the figures here too")
     return parser
 
