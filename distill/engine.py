@@ -213,7 +213,8 @@ class Engine:
     def head_over(self, shard: VocabShard) -> Iterator[Callable[[Float[Tensor, "n hidden"]], Float[Tensor, "n local"]]]:
         """Logits over `shard` of any states, which need not be those of the replica's other ranks. Collective.
 
-        No communication but for the head's weight, and that only where it is dealt out and `shard` is not.
+        No communication but for the head's weight: ZeRO-3's gather, and an all-gather of the replica's parts where it
+        is dealt out and `shard` is not.
         """
         head, finish, own = self.module.get_output_embeddings(), Finish.of(self.module), self.shard
 

@@ -79,14 +79,6 @@ class HiddenLogits:
         return self._block[tokens.start - first : tokens.stop - first]
 
 
-def sum_over_logits(
-    logits: Float[Tensor, "n vocab"], evaluate: Evaluate, shard: VocabShard = WHOLE
-) -> Float[Tensor, ""]:
-    """The sum from logits that are there already; vocabulary-parallel, of this rank's `shard`."""
-    total: Tensor = _OverLogits.apply(logits, lambda z, tokens: evaluate(z, tokens, shard))
-    return total
-
-
 def sum_over_hidden(
     hidden: Float[Tensor, "n hidden"],
     weight: Float[Tensor, "rows hidden"],
@@ -123,20 +115,6 @@ def _evaluate_in_rows(products: Tensor, first: int, evaluate: _OfChunk, gradient
         gradient[part] = finish.pull_back(slope, logits)
         total += value
     return total
-
-
-class _OverLogits(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, evaluate: _OfChunk) -> Tensor:
-        gradient = torch.empty_like(logits)
-        total = _evaluate_in_rows(logits, 0, evaluate, gradient, Finish())
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return _scaled(gradient, upstream[0], gradient.dtype), None
 
 
 class _OverHidden(torch.autograd.Function):

@@ -8,12 +8,13 @@ import torch
 from conftest import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from over_logits import sum_over_logits
 from torch import Tensor
 
 from distill.models.heads import Finish, project
 from distill.models.vocab_shard import VocabShard
 from distill.objectives import chunked
-from distill.objectives.chunked import Evaluate, sum_over_hidden, sum_over_logits
+from distill.objectives.chunked import Evaluate, sum_over_hidden
 from distill.objectives.closed_forms import reverse_kl
 from distill.objectives.divergences import kl, log_probabilities
 

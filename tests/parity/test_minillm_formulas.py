@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
+from over_logits import sum_over_logits
 from torch import Tensor
 
 from distill.data.batches import Rollouts
 from distill.objective_settings import MiniLLMSettings
-from distill.objectives.chunked import SumOverTokens, sum_over_logits
+from distill.objectives.chunked import SumOverTokens
 from distill.objectives.minillm import MiniLLM
 from distill.objectives.returns import reward_to_go, token_rewards, whiten
 from distill.objectives.supervised import plain_text_loss

@@ -17,8 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+from over_logits import sum_over_logits
 from pydantic import TypeAdapter
 
 from distill import objectives
@@ -29,7 +31,6 @@ from distill.engine import Engine
 from distill.models.loading import load_model
 from distill.models.vocab_shard import WHOLE, VocabShard
 from distill.objective_settings import ObjectiveSettings
-from distill.objectives.chunked import sum_over_logits
 from distill.objectives.supervised import Sft
 from distill.topology import Topology, start, stop
 
