@@ -127,6 +127,17 @@ class CheckpointSettings(Settings):
     keep: int = Field(1, gt=0, description="Newest checkpoints kept.")
 
 
+class FaultSettings(Settings):
+    """What a run does when something goes wrong."""
+
+    stall_timeout: float = Field(
+        1800, gt=0, description="Seconds without progress on any rank after which all dump their stacks and end."
+    )
+    max_bad_steps: int = Field(
+        10, ge=0, description="Steps in a row that may be skipped because a number in them is not finite."
+    )
+
+
 class LogSettings(Settings):
     """metrics.jsonl and wandb get the same records; the console shows a few of the figures."""
 
@@ -155,6 +166,7 @@ class Config(Settings):
     parallel: ParallelSettings = ParallelSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    fault: FaultSettings = FaultSettings()
     log: LogSettings = LogSettings()
 
     @property
@@ -257,5 +269,6 @@ def section_models() -> dict[str, type[Settings]]:
         "parallel": ParallelSettings,
         "evaluation": EvaluationSettings,
         "checkpoint": CheckpointSettings,
+        "fault": FaultSettings,
         "log": LogSettings,
     }

@@ -3,8 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+EXIT_FAILED = 1
+"""A crash: starting again may help."""
 EXIT_BAD_INPUT = 2
 EXIT_DOES_NOT_FIT = 3
+EXIT_BAD_NUMBERS = 4
+"""Too many steps in a row were not finite: starting again would end there again."""
+EXIT_PREEMPTED = 75
+"""Told to stop, saved, stopped: the same command goes on (sysexits' EX_TEMPFAIL)."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +37,11 @@ class BadInput(Exception):
     def __reduce__(self) -> tuple[type["BadInput"], tuple[list[Problem]]]:
         """Worker processes send it back whole."""
         return BadInput, (self.problems,)
+
+
+class Ended(Exception):
+    """Raised on every rank alike to end a run in an orderly way: no traceback, exit with `code`."""
+
+    def __init__(self, code: int, text: str):
+        self.code = code
+        super().__init__(text)

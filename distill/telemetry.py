@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from tqdm import tqdm
 
 from distill.config import Config
+from distill.whereabouts import here
 
 Mode = Literal["online", "offline", "disabled"]
 METRICS = "metrics.jsonl"
@@ -27,7 +28,8 @@ class Stopwatch:
     def phase(self, name: str) -> Iterator[None]:
         """Add this block's wall time to `name`."""
         started = time.perf_counter()
-        yield
+        with here.within(name):
+            yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def lap(self) -> dict[str, float]:

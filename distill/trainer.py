@@ -38,6 +38,7 @@ from distill.teacher import Teacher
 from distill.telemetry import Stopwatch, Telemetry
 from distill.topology import Topology
 from distill.update import Updater
+from distill.whereabouts import here
 
 
 def train(config: Config, topology: Topology) -> None:
@@ -177,6 +178,7 @@ class Run:
         """One optimizer step, rollouts included where a round starts; its figures."""
         started = time.perf_counter()
         step = self.state.step
+        here.step = step + 1
         with self.watch.phase("minibatch"):
             micro_batches = self.source.minibatch(step)
             plain_text = self.plain_text.minibatch(step) if self.plain_text else []
@@ -220,7 +222,8 @@ class Run:
         every = self.config.evaluation.every
         if self.validation is None or not (self.done or (every and self.state.step % every == 0)):
             return
-        figures, score = self.validation.run()
+        with here.within("validation"):
+            figures, score = self.validation.run()
         self.telemetry.log(self.state.step, figures)
         if self.state.best is None or score > self.state.best:
             self.state = replace(self.state, best=score)

@@ -38,6 +38,7 @@ def check_resumption(config: Config, world_size: int | None, report: Report) -> 
 _FREE = (
     "evaluation.",
     "checkpoint.",
+    "fault.",
     "log.",
     "optim.steps",
     "optim.max_minutes",
