@@ -35,6 +35,8 @@ class Records:
                 tqdm.write(f"distill: {self.path.name} waits for the disk: {error}")
 
     def _write(self) -> None:
+        if not self._unwritten:
+            return
         with self.path.open("ab") as file:
             # A full disk may have taken part of a line.
             file.truncate(self._size)
@@ -43,7 +45,12 @@ class Records:
         self._unwritten = []
 
     def flush(self) -> None:
-        """Wait until all that could be written is on disk."""
+        """Write what still waits, and wait until all is on disk.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._write()
         if self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())

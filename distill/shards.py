@@ -182,7 +182,7 @@ class Shards:
         scheduler = self._engine.lr_scheduler
         scheduler.load_state_dict(scheduler.state_dict() | notes["schedule"])
         scaler = getattr(self._zero, "loss_scaler", None)
-        for name, value in notes["scale"].items():
+        for name, value in notes["scale"].items() if scaler else ():
             setattr(scaler, name, value)
         for name, value in notes["counters"].items():
             setattr(self._engine, name, value)

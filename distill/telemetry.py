@@ -78,9 +78,11 @@ class Telemetry:
 
     def flush(self) -> None:
         """Wait until what was logged is on disk: a checkpoint at this step will not bring it again."""
-        if self.is_writer:
-            self._metrics.flush()
-            self._samples.flush()
+        for records in (self._metrics, self._samples) if self.is_writer else ():
+            try:
+                records.flush()
+            except OSError as error:
+                warn(f"{records.path.name} waits for the disk: {error}")
 
     def say(self, text: str) -> None:
         """A line on the console, above the progress bar."""
@@ -89,6 +91,7 @@ class Telemetry:
 
     def close(self) -> None:
         """Finish the bar and the wandb run."""
+        self.flush()
         if self._bar is not None:
             self._bar.close()
         if self._wandb:

@@ -229,7 +229,11 @@ class Run:
         return texts
 
     def maybe_validate(self) -> None:
-        """Validate when it is time; keep the student if it is the best so far."""
+        """Validate when it is time; keep the student if it is the best so far.
+
+        Raises:
+            Ended: it is the last, and cannot be written.
+        """
         every = self.config.evaluation.every
         if self.validation is None or not (self.done or (every and self.state.step % every == 0)):
             return
@@ -239,8 +243,10 @@ class Run:
         if self.state.best is None or score > self.state.best:
             if (error := self._write_student(figures)) is None:
                 self.state = replace(self.state, best=score, best_step=self.state.step)
+            elif self.done:
+                raise Ended(EXIT_FAILED, f"the student is not written: {error}; make room and start again")
             else:
-                self._say_error(f"the best student so far is not written: {error}")
+                self._say_error(f"the best student so far is not written: {error}; the one before stays")
 
     def maybe_save(self) -> None:
         """Checkpoint when it is time, when the student is the best so far, and at the end."""
@@ -264,7 +270,7 @@ class Run:
         """Without validation data the last student is the one to keep.
 
         Raises:
-            Ended: it, or the last checkpoint, cannot be written.
+            Ended: it cannot be written.
         """
         if self.validation is None and (error := self._write_student({})) is not None:
             raise Ended(EXIT_FAILED, f"the student is not written: {error}; make room and start again")

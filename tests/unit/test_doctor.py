@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_llama, train_tokenizer
 from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
-from run_configs import change, problems, started
+from run_configs import change, checkpoint, problems, started
 from transformers import AutoTokenizer, GPT2Config, Phi3Config, PreTrainedTokenizerFast
 
 from data_prep.preprocess import preprocess
@@ -327,10 +327,29 @@ def test_a_run_does_not_turn_into_another_objective(good: dict) -> None:
     assert any("objective.name = 'sft': the run in" in line for line in problems(good | {"objective": {"name": "sft"}}))
 
 
-def test_missing_checkpoint(good: dict) -> None:
+def test_damaged_checkpoints(good: dict) -> None:
+    """The one before is used; without one the run is refused: it would begin anew, and remove what may be saved."""
     started(good)
-    (Path(good["run"]["folder"]) / "checkpoints" / "latest").write_text("step-0000002")
-    assert any("its latest checkpoint 'step-0000002' is not there" in line for line in problems(good))
+    folder = Path(good["run"]["folder"])
+    newest = checkpoint(folder, 2, world_size=2)
+    (newest / "weights").unlink()
+    report = examine(Config.model_validate(good), 2)
+    assert not report.problems
+    assert "checkpoint step-0000002 cannot be used: weights is missing" in report.notices
+    (folder / "checkpoints/step-0000001/manifest.json").unlink()
+    assert problems(good) == [
+        f"run.folder = {str(folder)!r}: none of its checkpoints can be used (step-0000002, step-0000001); "
+        "put one back, or start in another folder"
+    ]
+
+
+def test_another_layout_of_ranks_is_no_problem(good: dict) -> None:
+    started(good)
+    tp = {"parallel": {"student_tp": 2, "teacher_tp": 2, "deepspeed": "ds_configs/zero1.json"}}
+    report = examine(Config.model_validate(good | tp), 4)
+    assert not report.problems
+    told = "was written by 2 ranks at TP 1; it will be dealt out anew to 4 at TP 2"
+    assert f"checkpoint step-0000001 {told}" in report.notices
 
 
 def test_padded_vocabulary_is_a_notice(good: dict, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
