@@ -1,18 +1,20 @@
 """One flat record of namespaced metrics a step: all of it in metrics.jsonl and wandb, a few figures on the console."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from tqdm import tqdm
 
 from distill.config import Config
 from distill.whereabouts import here
 
+T = TypeVar("T")
 Mode = Literal["online", "offline", "disabled"]
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
@@ -57,9 +59,10 @@ class Telemetry:
         self._bar = tqdm(total=round(total), desc=self.folder.name, unit="s" if self._timed else "step", smoothing=0.1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Write one record; `step` counts finished optimizer steps."""
+        """Write one record; `step` counts finished optimizer steps. Figures that are not finite are left out."""
         if not self.is_writer:
             return
+        metrics = _finite(metrics)
         _append(self.folder / METRICS, {"step": step, **metrics})
         if self._wandb:
             self._wandb.log(metrics, step=step)
@@ -75,12 +78,18 @@ class Telemetry:
         """Write example rollouts as text."""
         if self.is_writer:
             for row in rows:
-                _append(self.folder / SAMPLES, {"step": step, **row})
+                _append(self.folder / SAMPLES, {"step": step, **_finite(row)})
 
     def say(self, text: str) -> None:
         """A line on the console, above the progress bar."""
         if self._bar is not None:
             self._bar.write(text)
+
+    def warn(self, title: str, text: str) -> None:
+        """A line on the console, and an alert of wandb, which sends one of a title a minute at most."""
+        self.say(f"distill: {text}")
+        if self._wandb:
+            self._wandb.alert(title=title, text=text, level="WARN")
 
     def close(self) -> None:
         """Finish the bar and the wandb run."""
@@ -98,9 +107,14 @@ def progress(total: int, what: str, is_writer: bool) -> Any:
     return tqdm(total=total, desc=what, unit="row", disable=not is_writer, leave=False)
 
 
+def _finite(record: dict[str, T]) -> dict[str, T]:
+    """Without numbers that JSON does not know."""
+    return {name: value for name, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
+
+
 def _append(path: Path, record: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _forget_after(path: Path, step: int) -> None:

@@ -1,11 +1,13 @@
 """The training loop: minibatch → update → log → validate → save."""
 
+import math
 import time
 from dataclasses import replace
 
 import torch
 
-from distill import checkpoint, objectives
+from distill import alarms, checkpoint, objectives
+from distill.bad_numbers import BadSteps, Skipped
 from distill.checkpoint import RunState
 from distill.config import RESOLVED, Config, ModelSettings, dump
 from distill.data.batches import Rollouts
@@ -14,6 +16,7 @@ from distill.data.records import read_manifest
 from distill.data.translation import Translator
 from distill.deepspeed_settings import read_deepspeed_json, resolve_dtype
 from distill.engine import Engine
+from distill.errors import EXIT_BAD_NUMBERS, Ended
 from distill.evaluation.validation import Validation
 from distill.host import peak_memory_gib
 from distill.model_card import model_card
@@ -47,6 +50,7 @@ def train(config: Config, topology: Topology) -> None:
     while not run.done:
         figures = run.step()
         run.log(figures)
+        run.heed(figures)
         run.maybe_validate()
         run.maybe_save()
     run.finish()
@@ -75,6 +79,10 @@ class Run:
         self._load_models()
         self._open_data()
         self.updater = Updater(self.objective, self.student, self.teacher, topology, self.watch)
+        self.bad_steps = BadSteps(self.folder, self.tokenizer, topology, self.student.loss_scale)
+        self.skipped: Skipped | None = None
+        self.heeded: dict[str, float] = {}
+        """What the alarms know of earlier steps; a checkpoint keeps it."""
         self.state = self._resume()
         self.telemetry = Telemetry(config, topology.is_writer, self.state.step, self.state.wandb_id)
         self.state = replace(self.state, wandb_id=self.telemetry.wandb_id)
@@ -160,6 +168,8 @@ class Run:
         self.source.resume(rollouts, found.state.memory.get("source", {}))
         self.objective.memory = found.state.memory.get("objective", {})
         self.updater.memory = found.state.memory.get("updater", {})
+        self.bad_steps.memory = found.state.memory.get("bad_steps", {})
+        self.heeded = found.state.memory.get("alarms", {})
         return found.state
 
     @property
@@ -182,12 +192,15 @@ class Run:
         with self.watch.phase("minibatch"):
             micro_batches = self.source.minibatch(step)
             plain_text = self.plain_text.minibatch(step) if self.plain_text else []
-        figures = self.updater.step(micro_batches, plain_text)
+        figures = self.updater.step(micro_batches, plain_text, self.source.fresh)
+        self.skipped = self.bad_steps.note(step + 1, self.updater.suspects)
+        figures |= self.bad_steps.figures()
         figures |= {f"adaptive/{name}": value for name, value in (self.source.memory | self.objective.memory).items()}
         # The slowest rank's clock is everyone's: all must agree when the time is up.
         seconds = self.topology.max_over_ranks(time.perf_counter() - started)
         self.state = replace(self.state, step=step + 1, seconds=self.state.seconds + seconds)
-        self.objective.memory = self.objective.advance(figures, self.progress)
+        if self.updater.suspects is None:
+            self.objective.memory = self.objective.advance(figures, self.progress)
         figures["time/step"] = seconds
         figures["tokens/per_second"] = figures["tokens/response"] / seconds
         return figures
@@ -217,6 +230,26 @@ class Run:
             texts.append(text)
         return texts
 
+    def heed(self, figures: dict[str, float]) -> None:
+        """Warn of what looks wrong; end a run whose numbers stay bad.
+
+        Raises:
+            Ended: on every rank, after too many skipped steps in a row.
+        """
+        settings, bad = self.config.fault, self.bad_steps
+        if self.skipped:
+            self.telemetry.warn("Step skipped", str(self.skipped))
+        elif self.updater.suspects is None:
+            found, self.heeded = alarms.look(figures, self.heeded, settings, self.state.step)
+            for alarm in found:
+                self.telemetry.warn(alarm.title, f"step {self.state.step}: {alarm.text}")
+        if self.skipped and bad.in_a_row > settings.max_bad_steps:
+            self.telemetry.close()
+            good = checkpoint.latest(self.folder)
+            where = f"the last good checkpoint is {good.tag} in {self.folder}" if good else "there is no checkpoint yet"
+            many = f"{bad.in_a_row} steps in a row, more than fault.max_bad_steps = {settings.max_bad_steps}"
+            raise Ended(EXIT_BAD_NUMBERS, f"{self.skipped}; {many}; {where}")
+
     def maybe_validate(self) -> None:
         """Validate when it is time; keep the student if it is the best so far."""
         every = self.config.evaluation.every
@@ -225,7 +258,7 @@ class Run:
         with here.within("validation"):
             figures, score = self.validation.run()
         self.telemetry.log(self.state.step, figures)
-        if self.state.best is None or score > self.state.best:
+        if self.state.best is None or math.isnan(self.state.best) or score > self.state.best:
             self.state = replace(self.state, best=score)
             self._write_student(figures)
 
@@ -236,6 +269,8 @@ class Run:
                 "source": self.source.memory,
                 "objective": self.objective.memory,
                 "updater": self.updater.memory,
+                "bad_steps": self.bad_steps.memory,
+                "alarms": self.heeded,
             }
             self.state = replace(self.state, memory=memory)
             keep = self.config.checkpoint.keep
