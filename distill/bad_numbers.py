@@ -69,7 +69,7 @@ class Skipped:
         where = ""
         if self.ranks:
             where = f" on rank{'s' if len(self.ranks) > 1 else ''} {', '.join(map(str, self.ranks))}"
-        verb = "are" if self.quantity.endswith("s") else "is"
+        verb = "are" if self.quantity == TEACHER else "is"
         return f"step {self.step} skipped: the {self.quantity} {verb} not finite{where}; {self.kept}"
 
 
@@ -145,7 +145,8 @@ def tensors_of(batches: Sequence[TokenBatch]) -> dict[str, Tensor]:
         for name, value in batch.tensors().items():
             if name.endswith("_hidden"):
                 name, value = f"{name}_is_finite", value.isfinite().all(-1)
-            tensors[f"{number}.{name}"] = value.detach().cpu().contiguous()
+            # A copy: the format refuses tensors that share memory.
+            tensors[f"{number}.{name}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     return tensors
 
 
