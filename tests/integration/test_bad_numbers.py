@@ -24,21 +24,23 @@ STEPS = 9
 TP = ["parallel.student_tp=2", "parallel.teacher_tp=2", "optim.micro_batch=4"]
 SFT = "objective={name: sft}"
 ZERO2 = "parallel.deepspeed=ds_configs/zero2.json"
-TAID = [ZERO2, "objective={name: taid, step_size: 0.5}", "data.plain_text=null"]
+TOO_MANY = [ZERO2, "fault.max_bad_steps=1", "checkpoint.every=4"]
+TAID = "objective={name: taid, step_size: 0.5}"
 
 # Name → overrides, steps, which of them go bad.
 MIXED: dict[str, tuple[list[str], int, dict[str, str]]] = {
-    "ZeRO-2": ([ZERO2, "data.plain_text=null"], STEPS, BAD),
+    # There a bad reward reaches the losses of all ranks.
+    "ZeRO-2": ([ZERO2, "objective.preset=lmops", "data.plain_text=null"], STEPS, BAD),
     "ZeRO-3": (["objective.whitening=none", "data.plain_text=null"], STEPS, BAD),
     "TP 2": ([*TP, "data.plain_text=null"], STEPS, BAD),
-    "ZeRO-0": ([SFT, "parallel.deepspeed={zero0}"], 5, {"1": "loss", "3": "gradient"}),
-    "bf16": ([SFT, "precision=bf16", "parallel.deepspeed={unchecked}"], 5, {"1": "loss", "3": "gradient"}),
+    "ZeRO-0": ([TAID, "data.plain_text=null", "parallel.deepspeed={zero0}"], 5, {"1": "loss", "3": "gradient"}),
+    "bf16": ([SFT, "precision=bf16", "parallel.deepspeed={unchecked}"], 3, {"1": "gradient"}),
     "fp16": ([SFT, "precision=fp16", "parallel.deepspeed={fp16}"], 10, {"8": "loss"}),
-    "taid": (TAID, 3, {"1": "loss"}),
 }
 ALONE: dict[str, tuple[list[str], int, dict[str, str]]] = {
-    "lmops": ([ZERO2, "objective.preset=lmops"], 3, {"1": "reward"}),
-    "too many": ([ZERO2, "fault.max_bad_steps=1", "checkpoint.every=3"], 6, {"1": "loss", "3": "loss", "4": "teacher"}),
+    "too many": (TOO_MANY, 6, {"1": "loss", "3": "loss", "4": "teacher"}),
+    "resumed": ([*TOO_MANY, "run.folder={too many}"], 6, {"4": "teacher"}),
+    "repeats": ([ZERO2, "rollout.temperature=0.01", "fault.min_distinct=0.99", "log.wandb=offline"], 1, {}),
     "blind teacher": ([ZERO2, "teacher.path={blind}", "fault.max_bad_steps=0"], 2, {}),
 }
 JOBS = MIXED | {f"{name} without": job for name, job in MIXED.items()} | ALONE
@@ -87,7 +89,7 @@ def outcome(
         "unchecked": {"zero_optimization": {"stage": 1}, "bf16": {"check_grad_overflow": False}},
         "fp16": {"zero_optimization": {"stage": 2}, "fp16": {"initial_scale_power": 20, "hysteresis": 1}},
     }
-    paths = {"blind": blind}
+    paths = {"blind": blind, "too many": folder / "too many"}
     for name, content in settings.items():
         paths[name] = folder / f"{name}.ds.json"
         paths[name].write_text(json.dumps(content))
@@ -169,22 +171,33 @@ def test_it_is_counted_told_and_kept(name: str, outcome: Callable, folder: Path)
     assert not list(kept.glob(".*"))
 
 
-def test_whitening_over_the_micro_batch_is_held_too(outcome: Callable, folder: Path) -> None:
-    """There a bad reward reaches all ranks' losses; it is named where it arose."""
-    for ours in outcome("lmops"):
-        assert ours["states"][1] == ours["states"][2] != ours["states"][3]
-    assert {path.name for path in (folder / "lmops" / "faults").glob("*.json")} == {"step-0000002-rank-1.json"}
-
-
 def test_too_many_in_a_row_end_the_run(outcome: Callable, folder: Path) -> None:
     for ours in outcome("too many"):
         code, text = ours["ended"]
         assert code == EXIT_BAD_NUMBERS
         assert "step 5 skipped: the teacher's logits are not finite on rank 1" in text
         assert "2 steps in a row, more than fault.max_bad_steps = 1" in text
-        assert f"the last good checkpoint is step-0000003 in {folder / 'too many'}" in text
+        assert f"the last good checkpoint is step-0000004 in {folder / 'too many'}" in text
         assert len(ours["figures"]) == 5, "one bad step between good ones is none too many"
     assert len(records(folder / "too many")) == 5, "the last one is on record"
+
+
+def test_a_resumed_run_counts_on(outcome: Callable) -> None:
+    """From a checkpoint within the row it comes to the same end."""
+    for ours, theirs in zip(outcome("resumed"), outcome("too many"), strict=True):
+        assert ours["ended"] == theirs["ended"]
+        assert ours["memory"] == theirs["memory"]
+        assert ours["states"] == theirs["states"][4:]
+
+
+def test_responses_that_repeat_themselves_raise_an_alert(outcome: Callable, folder: Path) -> None:
+    outcome("repeats")
+    (record,) = records(folder / "repeats")
+    text = f"step 1: of a response's 4-grams only {record['rollout/distinct_4']:.2f} are distinct"
+    assert f"distill: {text}" in (folder / "repeats.console").read_text()
+    (alerts,) = (folder / "repeats" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"Repetitive responses" in alerts.read_bytes()
+    assert text.encode() in alerts.read_bytes()
 
 
 def test_a_teacher_that_gives_nan_is_sampled_from_and_named(outcome: Callable, folder: Path) -> None:
@@ -212,6 +225,6 @@ def test_overflows_of_fp16_are_no_bad_batches(outcome: Callable) -> None:
 
 
 def test_an_objective_learns_nothing_of_a_bad_step(outcome: Callable) -> None:
-    for ours, theirs in zip(outcome("taid"), outcome("taid without"), strict=True):
+    for ours, theirs in zip(outcome("ZeRO-0"), outcome("ZeRO-0 without"), strict=True):
         kept = ("t", "momentum", "loss")
         assert [ours["memory"][name] for name in kept] == [theirs["memory"][name] for name in kept]

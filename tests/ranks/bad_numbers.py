@@ -50,7 +50,7 @@ def take(config: Config, job: dict[str, Any], topology: Topology) -> dict[str, A
     run = Run(config, topology)
     bad, steps, ended = job.get("bad", {}), [], None
     states = [state_of(run.student)]
-    for step in range(job["steps"]):
+    for step in range(run.state.step, job["steps"]):
         quantity = bad.get(str(step))
         if quantity and job.get("without"):
             leave_out(run)
@@ -58,7 +58,7 @@ def take(config: Config, job: dict[str, Any], topology: Topology) -> dict[str, A
             with BREAK[quantity](run) if quantity and topology.rank == BAD_RANK else sound():
                 figures = run.step()
             run.log(figures)
-            steps.append({name: value for name, value in figures.items() if not name.startswith("time/")})
+            steps.append(figures)
             try:
                 run.heed(figures)
             except Ended as end:
