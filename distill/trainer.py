@@ -263,8 +263,8 @@ class Run:
             self._write_student(figures)
 
     def maybe_save(self) -> None:
-        """Checkpoint when it is time, and at the end."""
-        if self.done or self.state.step % self.config.checkpoint.every == 0:
+        """Checkpoint when it is time, and at the end; not after a skipped step, whose rollouts may be the cause."""
+        if self.done or (self.state.step % self.config.checkpoint.every == 0 and not self.bad_steps.in_a_row):
             memory = {
                 "source": self.source.memory,
                 "objective": self.objective.memory,

@@ -98,8 +98,8 @@ class Updater:
         batch = self.teacher.known(batch)
         with self.teacher.logits(batch) as logits:
             places = chunks(int(batch.response_lengths.sum()), self.topology.device)
-            # The largest is NaN if any is.
-            return all(bool(logits(tokens).amax(-1).isfinite().all()) for tokens in places)
+            # The largest is NaN if any is, and −inf where this rank's part of the vocabulary is ruled out.
+            return all(bool((logits(tokens).amax(-1) < torch.inf).all()) for tokens in places)
 
     def _terms(self, batch: TokenBatch) -> LossTerms:
         """The objective on one micro-batch."""

@@ -24,7 +24,7 @@ STEPS = 9
 TP = ["parallel.student_tp=2", "parallel.teacher_tp=2", "optim.micro_batch=4"]
 SFT = "objective={name: sft}"
 ZERO2 = "parallel.deepspeed=ds_configs/zero2.json"
-TOO_MANY = [ZERO2, "fault.max_bad_steps=1", "checkpoint.every=4"]
+TOO_MANY = [ZERO2, "fault.max_bad_steps=1", "checkpoint.every=2"]
 TAID = "objective={name: taid, step_size: 0.5}"
 
 # Name → overrides, steps, which of them go bad.
@@ -38,8 +38,8 @@ MIXED: dict[str, tuple[list[str], int, dict[str, str]]] = {
     "fp16": ([SFT, "precision=fp16", "parallel.deepspeed={fp16}"], 10, {"8": "loss"}),
 }
 ALONE: dict[str, tuple[list[str], int, dict[str, str]]] = {
-    "too many": (TOO_MANY, 6, {"1": "loss", "3": "loss", "4": "teacher"}),
-    "resumed": ([*TOO_MANY, "run.folder={too many}"], 6, {"4": "teacher"}),
+    "too many": (TOO_MANY, 6, {"1": "loss", "4": "loss", "5": "teacher"}),
+    "resumed": ([*TOO_MANY, "run.folder={too many}"], 6, {"4": "loss", "5": "teacher"}),
     "repeats": ([ZERO2, "rollout.temperature=0.01", "fault.min_distinct=0.99", "log.wandb=offline"], 1, {}),
     "blind teacher": ([ZERO2, "teacher.path={blind}", "fault.max_bad_steps=0"], 2, {}),
 }
@@ -80,7 +80,7 @@ def outcome(
         "rollout": {"max_new_tokens": 12, "per_round": 16, "inner_epochs": 2, "batch": 16, "alpha": 0.3},
         "optim": {"lr": 1e-2, "batch_size": 8, "micro_batch": 2, "steps": 10, "schedule": "cosine"},
         "parallel": {"deepspeed": str(root / "ds_configs/zero3.json")},
-        "checkpoint": {"every": 100},
+        "checkpoint": {"every": 100, "keep": 9},
         "log": {"wandb": "disabled"},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
@@ -175,15 +175,17 @@ def test_too_many_in_a_row_end_the_run(outcome: Callable, folder: Path) -> None:
     for ours in outcome("too many"):
         code, text = ours["ended"]
         assert code == EXIT_BAD_NUMBERS
-        assert "step 5 skipped: the teacher's logits are not finite on rank 1" in text
+        assert "step 6 skipped: the teacher's logits are not finite on rank 1" in text
         assert "2 steps in a row, more than fault.max_bad_steps = 1" in text
         assert f"the last good checkpoint is step-0000004 in {folder / 'too many'}" in text
-        assert len(ours["figures"]) == 5, "one bad step between good ones is none too many"
-    assert len(records(folder / "too many")) == 5, "the last one is on record"
+        assert len(ours["figures"]) == 6, "one bad step between good ones is none too many"
+    assert len(records(folder / "too many")) == 6, "the last one is on record"
+    saved = [path.name for path in (folder / "too many" / "checkpoints").glob("step-*")]
+    assert saved == ["step-0000004"], "none after a skipped step: what it was skipped for would be in it"
 
 
 def test_a_resumed_run_counts_on(outcome: Callable) -> None:
-    """From a checkpoint within the row it comes to the same end."""
+    """From its checkpoint it comes to the same end."""
     for ours, theirs in zip(outcome("resumed"), outcome("too many"), strict=True):
         assert ours["ended"] == theirs["ended"]
         assert ours["memory"] == theirs["memory"]
