@@ -120,7 +120,7 @@ class BadSteps:
         if not batches:
             return ""
         name = f"step-{step:07d}-rank-{self.topology.rank}"
-        others = [p for p in self.folder.glob(f"step-*-rank-{self.topology.rank}.json") if p.stem != name]
+        others = [p for p in self.folder.glob(f"step-*-rank-{self.topology.rank}.safetensors") if p.stem != name]
         if len(others) >= _KEPT:
             return f"{_KEPT} batches of earlier ones are kept in {self.folder}"
         try:
