@@ -7,7 +7,6 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -31,6 +30,7 @@ from distill.models.vocab_shard import VocabShard, gather_along
 from distill.objectives.chunked import Evaluate, SumOverTokens, sum_over_hidden
 from distill.objectives.terms import LossTerms
 from distill.optim import parameter_groups, schedule
+from distill.shards import Shards
 from distill.topology import Topology
 
 AtStates = Callable[[Tensor], Tensor]
@@ -95,6 +95,9 @@ class Engine:
             lr_scheduler=lambda optimizer: schedule(optimizer, optim),
         )
         _tell_norm(engine)
+        if engine.autotp_size() > 1:
+            # In fp32 ZeRO 1 and 2 look at the norm alone, which is not of all ranks of a replica: see `_nan_of_any`.
+            engine.optimizer.check_grad_overflow = True
         return engine
 
     @property
@@ -264,15 +267,20 @@ class Engine:
         """Training or evaluation mode of the module."""
         self._ds.train(mode)
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Weights, optimizer, schedule: every rank its part, under `folder/tag`."""
-        self._ds.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    @property
+    def shards(self) -> Shards:
+        """This rank's part of the weights and of the optimizer."""
+        return Shards(self._ds, self.topology.rank_in_replica)
 
-    def load(self, folder: Path, tag: str) -> None:
-        """What `save` wrote, on the same layout of ranks."""
-        loaded, _ = self._ds.load_checkpoint(str(folder), tag=tag)
-        if loaded is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint {tag} in {folder}")
+    @contextmanager
+    def reloaded(self) -> Iterator[None]:
+        """While its shards are replaced. Collective."""
+        zero = self._ds.optimizer
+        if self._ds.zero_optimization_stage() == 3:
+            zero.checkpoint_event_prologue()  # nothing is gathered
+        yield
+        if self._ds.zero_optimization_stage() == 3:
+            zero.checkpoint_event_epilogue()  # small weights are whole on every rank
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """Whole weights on the CPU of rank 0, gathered a layer at a time; None on the other ranks. Collective."""
@@ -324,12 +332,25 @@ def _tell_norm(engine: deepspeed.DeepSpeedEngine) -> None:
     """
 
     def clip() -> None:
-        parameters, most = engine.module.parameters(), engine.gradient_clipping()
-        engine._global_grad_norm = clip_grad_norm_(parameters, most, mpu=engine.mpu)
-        if not engine._global_grad_norm.isfinite():
+        parameters, most = list(engine.module.parameters()), engine.gradient_clipping()
+        norm = clip_grad_norm_(parameters, most, mpu=engine.mpu)
+        if engine.mpu is not None:
+            norm = norm + _nan_of_any(parameters, engine.mpu.get_model_parallel_group())
+        engine._global_grad_norm = norm
+        if not norm.isfinite():
             engine.zero_grad()
 
     engine.clip_fp32_gradients = clip
+
+
+def _nan_of_any(parameters: list[torch.nn.Parameter], ranks: Any) -> Tensor:
+    """0, or NaN if a gradient is not finite on any of the ranks. Collective over them.
+
+    Of the weights that tensor parallelism leaves whole DeepSpeed's norm takes the first rank's gradients alone.
+    """
+    spoilt = 0 * torch.stack([p.grad.sum() for p in parameters if p.grad is not None]).sum()
+    deepspeed.comm.all_reduce(spoilt, group=ranks)
+    return spoilt
 
 
 def _parameter_offload(engine: deepspeed.DeepSpeedEngine) -> Any:

@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from distill import alarms, checkpoint, objectives
+from distill import alarms, objectives
 from distill.bad_numbers import BadSteps, Skipped
-from distill.checkpoint import RunState
+from distill.checkpoint.catalog import CHECKPOINTS, RunState, candidates
+from distill.checkpoint.disk import replace_file
+from distill.checkpoint.restoring import Restorer, contents_of
+from distill.checkpoint.saving import Saver
+from distill.checkpoint.students import recover_student, write_student
 from distill.config import RESOLVED, Config, ModelSettings, dump
 from distill.data.batches import Rollouts
 from distill.data.loading import InstructionRecords, open_plain_text
@@ -16,9 +20,9 @@ from distill.data.records import read_manifest
 from distill.data.translation import Translator
 from distill.deepspeed_settings import read_deepspeed_json, resolve_dtype
 from distill.engine import Engine
-from distill.errors import EXIT_BAD_NUMBERS, Ended
+from distill.errors import EXIT_BAD_NUMBERS, EXIT_FAILED, Ended
 from distill.evaluation.validation import Validation
-from distill.host import peak_memory_gib
+from distill.host import peak_memory_gib, ranks_on_host
 from distill.model_card import model_card
 from distill.models.loading import load_config, load_generation_config, load_tokenizer
 from distill.models.vocabulary import eos_ids, shared_vocabulary
@@ -38,7 +42,7 @@ from distill.sources import (
     Source,
 )
 from distill.teacher import Teacher
-from distill.telemetry import Stopwatch, Telemetry
+from distill.telemetry import Stopwatch, Telemetry, warn
 from distill.topology import Topology
 from distill.update import Updater
 from distill.whereabouts import here
@@ -71,7 +75,8 @@ class Run:
         self.folder = config.run.folder
         if topology.is_writer:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / RESOLVED).write_text(dump(config), encoding="utf-8")
+            recover_student(self.folder)
+            replace_file(self.folder / RESOLVED, dump(config).encode())
         topology.barrier()
         # Dropout's masks; data order, coins and token draws have streams of their own.
         torch.manual_seed(config.run.seed * 2**16 + topology.dp_rank)
@@ -83,9 +88,9 @@ class Run:
         self.skipped: Skipped | None = None
         self.heeded: dict[str, float] = {}
         """What the alarms know of earlier steps; a checkpoint keeps it."""
+        self.saver = Saver(self.folder, topology, ranks_on_host(), config.checkpoint.keep, warn)
         self.state = self._resume()
-        self.telemetry = Telemetry(config, topology.is_writer, self.state.step, self.state.wandb_id)
-        self.state = replace(self.state, wandb_id=self.telemetry.wandb_id)
+        self.telemetry = Telemetry(config, topology.is_writer, self.state.step)
         if self.state.step:
             self.telemetry.say(f"resumed {self.folder} at step {self.state.step}")
 
@@ -161,10 +166,12 @@ class Run:
         return rollouts
 
     def _resume(self) -> RunState:
-        found = checkpoint.latest(self.folder)
+        restorer = Restorer(self.folder, self.topology, warn)
+        found = restorer.newest()
         if found is None:
             return RunState()
-        rollouts = checkpoint.restore(self.folder, found.tag, self.student, self.topology)
+        rollouts = restorer.restore(found, self.student)
+        self.saver.saved = found.tag
         self.source.resume(rollouts, found.state.memory.get("source", {}))
         self.objective.memory = found.state.memory.get("objective", {})
         self.updater.memory = found.state.memory.get("updater", {})
@@ -197,7 +204,10 @@ class Run:
         figures |= self.bad_steps.figures()
         figures |= {f"adaptive/{name}": value for name, value in (self.source.memory | self.objective.memory).items()}
         # The slowest rank's clock is everyone's: all must agree when the time is up.
-        seconds = self.topology.max_over_ranks(time.perf_counter() - started)
+        given = [time.perf_counter() - started, float(self.saver.writing)]
+        seconds, writing = self.topology.max_of_each(given)
+        if self.saver.busy and not writing:
+            self.saver.finish()
         self.state = replace(self.state, step=step + 1, seconds=self.state.seconds + seconds)
         if self.updater.suspects is None:
             self.objective.memory = self.objective.advance(figures, self.progress)
@@ -238,15 +248,16 @@ class Run:
         """
         settings, bad = self.config.fault, self.bad_steps
         if self.skipped:
-            self.telemetry.warn("Step skipped", str(self.skipped))
+            self.telemetry.alert("Step skipped", str(self.skipped))
         elif self.updater.suspects is None:
             found, self.heeded = alarms.look(figures, self.heeded, settings, self.state.step)
             for alarm in found:
-                self.telemetry.warn(alarm.title, f"step {self.state.step}: {alarm.text}")
+                self.telemetry.alert(alarm.title, f"step {self.state.step}: {alarm.text}")
         if self.skipped and bad.in_a_row > settings.max_bad_steps:
             self.telemetry.close()
-            good = checkpoint.latest(self.folder)
-            where = f"the last good checkpoint is {good.tag} in {self.folder}" if good else "there is no checkpoint yet"
+            self.saver.finish()
+            tags = self.topology.gather_objects(candidates(self.folder / CHECKPOINTS))[0]
+            where = f"the last good checkpoint is {tags[0]} in {self.folder}" if tags else "there is no checkpoint yet"
             many = f"{bad.in_a_row} steps in a row, more than fault.max_bad_steps = {settings.max_bad_steps}"
             raise Ended(EXIT_BAD_NUMBERS, f"{self.skipped}; {many}; {where}")
 
@@ -259,30 +270,52 @@ class Run:
             figures, score = self.validation.run()
         self.telemetry.log(self.state.step, figures)
         if self.state.best is None or math.isnan(self.state.best) or score > self.state.best:
-            self.state = replace(self.state, best=score)
-            self._write_student(figures)
+            if (error := self._write_student(figures)) is None:
+                self.state = replace(self.state, best=score, best_step=self.state.step)
+            else:
+                self._say_error(f"the best student so far is not written: {error}")
 
     def maybe_save(self) -> None:
-        """Checkpoint when it is time, and at the end; not after a skipped step, whose rollouts may be the cause."""
-        if self.done or (self.state.step % self.config.checkpoint.every == 0 and not self.bad_steps.in_a_row):
-            memory = {
-                "source": self.source.memory,
-                "objective": self.objective.memory,
-                "updater": self.updater.memory,
-                "bad_steps": self.bad_steps.memory,
-                "alarms": self.heeded,
-            }
-            self.state = replace(self.state, memory=memory)
-            keep = self.config.checkpoint.keep
-            checkpoint.save(self.folder, self.state, self.student, self.source.in_use(), self.topology, keep)
+        """Checkpoint when it is time, when the student is the best so far, and at the end.
+
+        Not after a skipped step: the rollouts in use may be the cause.
+        """
+        step = self.state.step
+        due = step % self.config.checkpoint.every == 0 or step == self.state.best_step
+        if self.done or (due and not self.bad_steps.in_a_row):
+            self.save()
+
+    def save(self) -> None:
+        """Begin a checkpoint; later steps finish it."""
+        memory = {
+            "source": self.source.memory,
+            "objective": self.objective.memory,
+            "updater": self.updater.memory,
+            "bad_steps": self.bad_steps.memory,
+            "alarms": self.heeded,
+        }
+        self.state = replace(self.state, memory=memory)
+        with here.within("save"):
+            self.telemetry.flush()
+            self.saver.begin(self.state, contents_of(self.student, self.source.in_use(), self.topology.rank))
 
     def finish(self) -> None:
-        """Without validation data the last student is the one to keep."""
-        if self.validation is None:
-            self._write_student({})
+        """Without validation data the last student is the one to keep.
+
+        Raises:
+            Ended: it, or the last checkpoint, cannot be written.
+        """
+        if self.validation is None and (error := self._write_student({})) is not None:
+            raise Ended(EXIT_FAILED, f"the student is not written: {error}; make room and start again")
+        self.saver.finish()
         self.telemetry.say(f"{self.folder}: {self.state.step} steps in {self.state.seconds / 60:.1f} min")
         self.telemetry.close()
 
-    def _write_student(self, figures: dict[str, float]) -> None:
-        card = model_card(self.config, self.state.step, figures)
-        checkpoint.write_student(self.folder, self.student, self.tokenizer, card)
+    def _write_student(self, figures: dict[str, float]) -> str | None:
+        with here.within("write student"):
+            card = model_card(self.config, self.state.step, figures)
+            return write_student(self.folder, self.student, self.tokenizer, card)
+
+    def _say_error(self, text: str) -> None:
+        if self.topology.is_writer:
+            warn(text)

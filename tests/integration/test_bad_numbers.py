@@ -33,6 +33,8 @@ MIXED: dict[str, tuple[list[str], int, dict[str, str]]] = {
     "ZeRO-2": ([ZERO2, "objective.preset=lmops", "data.plain_text=null"], STEPS, BAD),
     "ZeRO-3": (["objective.whitening=none", "data.plain_text=null"], STEPS, BAD),
     "TP 2": ([*TP, "data.plain_text=null"], STEPS, BAD),
+    "TP 2, ZeRO-2": ([*TP, ZERO2, SFT, "data.plain_text=null"], 3, {"1": "gradient"}),
+    "TP 2, ZeRO-0": ([*TP, "parallel.deepspeed={zero0}", SFT, "data.plain_text=null"], 3, {"1": "gradient"}),
     "ZeRO-0": ([TAID, "data.plain_text=null", "parallel.deepspeed={zero0}"], 5, {"1": "loss", "3": "gradient"}),
     "bf16": ([SFT, "precision=bf16", "parallel.deepspeed={unchecked}"], 3, {"1": "gradient"}),
     "fp16": ([SFT, "precision=fp16", "parallel.deepspeed={fp16}"], 10, {"8": "loss"}),

@@ -68,6 +68,7 @@ def take(config: Config, job: dict[str, Any], topology: Topology) -> dict[str, A
             break
         run.maybe_save()
     if not ended:
+        run.saver.finish()
         run.telemetry.close()
     return {"figures": steps, "states": states, "ended": ended, "memory": run.bad_steps.memory | run.objective.memory}
 
@@ -151,7 +152,7 @@ def bad_teacher(run: Run) -> Iterator[None]:
 
 @contextmanager
 def bad_gradient(run: Run) -> Iterator[None]:
-    """Of one weight."""
+    """Of one weight, which tensor parallelism leaves whole."""
     *_, weight = run.student.module.parameters()
     hook = weight.register_hook(lambda gradient: gradient.clone().fill_(torch.inf))
     yield
