@@ -59,12 +59,12 @@ def _loss_spike(figures: Mapping[str, float], memory: Memory, deviations: float)
     count, mean, variance = (memory.get(f"{kind} {moment}", 0.0) for moment in ("count", "mean", "variance"))
     bound = max(mean + deviations * math.sqrt(variance), _LEAP * mean)
     spikes = bool(deviations) and count >= _WARM_UP and value > bound
+    usual = f"its running mean is {mean:.4g}, the bound {bound:.4g} (fault.loss_spike)"
     # A leap takes part as if it had stayed within the bound: one outlier must not hide the next.
     delta = (bound if spikes else value) - mean
     weight = max(1 / (count + 1), 1 / _REACH)
     mean, variance = mean + weight * delta, (1 - weight) * (variance + weight * delta**2)
     memory |= {f"{kind} count": count + 1, f"{kind} mean": mean, f"{kind} variance": variance}
-    usual = f"its running mean is {mean:.4g}, the bound {bound:.4g} (fault.loss_spike)"
     return Alarm("Loss spike", f"{name} leapt to {value:.4g}: {usual}") if spikes else None
 
 

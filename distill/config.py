@@ -143,7 +143,7 @@ class FaultSettings(Settings):
         0.25, ge=0, lt=1, description="Warn where responses are under this share of the first rounds' length; 0: never."
     )
     min_distinct: float = Field(
-        0.5, ge=0, le=1, description="Warn where less of a response's 4-grams are distinct, on average; 0: never."
+        0.5, ge=0, le=1, description="Warn where fewer of a response's 4-grams are distinct, as a share; 0: never."
     )
 
 

@@ -44,6 +44,8 @@ def test_a_leap_is_told_with_its_bound() -> None:
     assert step == 91
     assert alarm.title == "Loss spike"
     assert alarm.text.startswith(f"loss/total leapt to {losses[90]:.4g}: its running mean is ")
+    told = float(alarm.text.split("running mean is ")[1].split(",")[0])
+    assert losses[40:90].min() < told < losses[40:90].max(), "the mean before the leap"
 
 
 @pytest.mark.parametrize(("at", "warned"), [(5, False), (19, False), (20, True)])
