@@ -136,6 +136,15 @@ class FaultSettings(Settings):
     max_bad_steps: int = Field(
         10, ge=0, description="Steps in a row that may be skipped because a number in them is not finite."
     )
+    loss_spike: float = Field(
+        6.0, ge=0, description="Warn of a loss so many standard deviations above its running mean; 0: never."
+    )
+    min_length: float = Field(
+        0.25, ge=0, lt=1, description="Warn where responses are under this share of the first rounds' length; 0: never."
+    )
+    min_distinct: float = Field(
+        0.5, ge=0, le=1, description="Warn where fewer of a response's 4-grams are distinct, as a share; 0: never."
+    )
 
 
 class LogSettings(Settings):

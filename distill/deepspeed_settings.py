@@ -66,7 +66,8 @@ def fill_auto(settings: dict[str, Any], dtype: torch.dtype, optim: OptimSettings
     filled["gradient_accumulation_steps"] = 1
     filled["managed_gradient_accumulation"] = False
     filled["gradient_clipping"] = optim.clip_norm if optim else 0.0
-    filled["bf16"] = {**filled.get("bf16", {}), "enabled": dtype == torch.bfloat16}
+    # Without its look at the gradient ZeRO 1 and 2 would take a NaN for a step.
+    filled["bf16"] = {**filled.get("bf16", {}), "enabled": dtype == torch.bfloat16, "check_grad_overflow": True}
     filled["fp16"] = {**filled.get("fp16", {}), "enabled": dtype == torch.float16}
     filled["steps_per_print"] = 10**9
     return filled

@@ -27,7 +27,7 @@ class Records:
     def append(self, record: dict[str, Any]) -> None:
         """Add a line; `record["step"]` is its step."""
         told = bool(self._unwritten)
-        self._unwritten.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._unwritten.append(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         try:
             self._write()
         except OSError as error:
