@@ -1,7 +1,7 @@
 """What goes wrong in a rank, by order: at a file operation, or on the way into a phase. The product knows none of it.
 
-An order is a dict: "rank", "how" (kill: this rank by SIGKILL, kill all: every rank, as when a node dies; or the name of
-an error of the system, as ENOSPC), and "operation": N with "folder": the Nth time that the rank changes something in
+An order is a dict: "rank", "how" (kill: this rank by SIGKILL, kill all: every rank, as when a node dies; raise: an
+exception; or the name of a signal, as SIGTERM, or of an error of the system, as ENOSPC), and "operation": N with "folder": the Nth time that the rank changes something in
 there (and, for errors, "times" often); or "phase" and "step".
 """
 
@@ -31,11 +31,16 @@ def prepare(order: dict, rank: int) -> None:
 
 
 def strike(how: str) -> None:
-    """Kill, or raise."""
+    """Kill, raise, or send the signal."""
     if how == "kill all":
         os.killpg(0, signal.SIGKILL)
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "raise":
+        raise ZeroDivisionError("broken on purpose")
+    if how.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, how))
+        return
     number = getattr(errno, how)
     raise OSError(number, os.strerror(number))
 
