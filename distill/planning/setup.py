@@ -5,7 +5,8 @@ from typing import Literal
 
 import torch
 
-from distill.checks.layout import check_batches, check_deepspeed, check_parallel
+from distill.checks.deepspeed import check_deepspeed
+from distill.checks.layout import check_batches, check_parallel
 from distill.checks.report import Report
 from distill.checks.sharding import check_sharding
 from distill.config import Config, ModelSettings
