@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max-new-tokens", type=positive, default=256)
     evaluate.add_argument("--batch", type=positive, default=32, help="rows decoded together on one rank")
     evaluate.add_argument("--micro-batch", type=positive, default=8, help="rows scored together on one rank")
+    evaluate.add_argument("--allow-pickle", action="store_true", help="read weights that are not safetensors")
     evaluate.set_defaults(run=_evaluate)
 
     export = verbs.add_parser("export", help="copy a run's student out as a Hugging Face folder with a model card")
@@ -142,7 +143,7 @@ def _examine(config: object, world_size: int | None) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from distill.config import RolloutSettings
+    from distill.config import RolloutSettings, model_at
     from distill.evaluation.runner import evaluate
     from distill.evaluation.table import terminal_table
     from distill.models.downloads import bring
@@ -151,13 +152,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     models = {}
     for item in args.model:
         name, equals, path = item.partition("=")
-        if not equals:
+        if not (equals and name and path):
             raise BadInput(Problem("--model", item, "not of the form NAME=DIR", "e.g. --model student=runs/x/student"))
-        models[name] = path
+        if name in models:
+            raise BadInput(Problem("--model", item, f"another one is called {name!r}", "give each a name of its own"))
+        models[name] = model_at(path, "--model", args.allow_pickle)
+    teacher = model_at(args.teacher, "--teacher", args.allow_pickle)
     roll = assemble()  # to the end: other ranks read from rank 0's store when it has gone on
-    bring({"--teacher": args.teacher} | {f"--model {name}": path for name, path in models.items()}, roll)
+    bring({"--teacher": teacher} | {f"--model {name}": model for name, model in models.items()}, roll)
     settings = RolloutSettings(alpha=0, max_new_tokens=args.max_new_tokens, batch=args.batch)
-    report = evaluate(args.teacher, models, args.data, args.out, settings, args.seeds, args.micro_batch)
+    report = evaluate(teacher, models, args.data, args.out, settings, args.seeds, args.micro_batch)
     if os.environ["RANK"] == "0":
         print(terminal_table(report))
 

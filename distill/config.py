@@ -25,7 +25,9 @@ class RunSettings(Settings):
     """Where the run lives and what makes it repeatable."""
 
     folder: FilePath = Field(description="Run folder: resolved config, metrics, checkpoints, samples and the student.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seeds data order, coins and every sampled token, each on its own axis.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seeds data order, coins and every sampled token, each on its own axis."
+    )
 
 
 class ModelSettings(Settings):
@@ -113,7 +115,10 @@ class ParallelSettings(Settings):
         1, gt=0, description="Tensor-parallel degree of the teacher: the student's, or any beside a student of 1."
     )
     timeout_minutes: float = Field(
-        120, gt=0, le=525_600, description="Longest wait of a rank for the others before the run ends: one of them is gone."
+        120,
+        gt=0,
+        le=525_600,
+        description="Longest wait of a rank for the others before the run ends: one of them is gone.",
     )
 
 
@@ -193,6 +198,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate(raw)
     except ValidationError as error:
         raise BadInput([_describe(item) for item in error.errors()]) from None
+
+
+def model_at(path: str, field: str, allow_pickle: bool = False) -> ModelSettings:
+    """The settings of a model that a command's own argument names.
+
+    Raises:
+        BadInput: what cannot be a path or a hub id; names the argument `field`.
+    """
+    try:
+        return ModelSettings(path=path, allow_pickle=allow_pickle)
+    except ValidationError as error:
+        problem = _describe(error.errors()[0])
+        raise BadInput(Problem(field, path, problem.wrong, "give a Hugging Face folder or hub id")) from None
 
 
 def dump(config: Config) -> str:

@@ -1,7 +1,7 @@
 """Every check that can be made before a model loads. `python -m distill doctor`, and the first act of every launch."""
 
-from distill.checks.inputs import check_models_and_data
 from distill.checks.deepspeed import check_deepspeed
+from distill.checks.inputs import check_models_and_data
 from distill.checks.layout import check_batches, check_machine, check_parallel
 from distill.checks.objective import check_objective, note_on_sampling
 from distill.checks.outputs import check_run_folder
