@@ -21,7 +21,7 @@ def alone_in(folder: Path, out: Path) -> Iterator[bool]:
     The lock ends with this process, however that ends. False: the file system knows no locks.
 
     Raises:
-        BadInput: another run holds it.
+        BadInput: another run holds it, or it cannot be made.
     """
     file, locked = _take(folder, out)
     try:
@@ -38,11 +38,18 @@ def alone_in(folder: Path, out: Path) -> Iterator[bool]:
 def _take(folder: Path, out: Path) -> tuple[TextIO, bool]:
     path = folder / LOCK
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            wrong = f"cannot be made ({error.strerror or error})"
+            raise BadInput(Problem("OUT", str(out), wrong, "name a folder where you may write")) from None
         try:
             file = path.open("a+", encoding="utf-8")
         except FileNotFoundError:  # a run that ended removed the folder just now
             continue
+        except OSError as error:
+            wrong = f"{folder} cannot be written to ({error.strerror or error})"
+            raise BadInput(Problem("OUT", str(out), wrong, "name a folder where you may write")) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

@@ -110,8 +110,8 @@ def _plan(args: argparse.Namespace) -> int:
     from distill.planning.setup import GIB, Cluster, prepare
     from distill.planning.table import as_json, describe
 
-    if args.json and not args.json.parent.is_dir():
-        raise BadInput(Problem("--json", str(args.json), "its folder does not exist", "make it first"))
+    if args.json:
+        _check_file_to_write("--json", args.json)
     cluster = Cluster(
         nodes=args.nodes,
         per_node=args.gpus_per_node,
@@ -128,6 +128,15 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps(as_json(*found), indent=1) + "\n", encoding="utf-8")
     return 0 if plan.fits else EXIT_DOES_NOT_FIT
+
+
+def _check_file_to_write(field: str, path: Path, makes_folder: bool = False) -> None:
+    """Before hours of work end with no place for it."""
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir():
+        raise BadInput(Problem(field, str(path), "is a folder", "give the path of a file"))
+    if not nearest.is_dir() or not (makes_folder or nearest == path.absolute().parent):
+        raise BadInput(Problem(field, str(path), "its folder does not exist", "make it first"))
 
 
 def _examine(config: object, world_size: int | None) -> None:
@@ -149,6 +158,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from distill.models.downloads import bring
     from distill.rollcall import assemble
 
+    _check_file_to_write("--out", args.out, makes_folder=True)
     models = {}
     for item in args.model:
         name, equals, path = item.partition("=")
@@ -171,6 +181,9 @@ def _export(args: argparse.Namespace) -> None:
 
     if args.results and not args.results.is_file():
         raise BadInput(Problem("--results", str(args.results), "no such file", "give a Markdown file"))
-    results = args.results.read_text(encoding="utf-8") if args.results else ""
+    try:
+        results = args.results.read_text(encoding="utf-8") if args.results else ""
+    except (OSError, ValueError) as error:
+        raise BadInput(Problem("--results", str(args.results), f"cannot be read ({error})", "give Markdown")) from None
     export(args.folder, args.out, results)
     print(f"{args.out}: ready for AutoModelForCausalLM.from_pretrained")

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
@@ -54,7 +55,11 @@ def read_rollouts(run: Path) -> list[Rollouts]:
     if not files[0].is_file():
         wrong = f"its checkpoint {found.tag} holds no rollouts"
         raise BadInput(Problem("RUN", str(run), wrong, "name a run whose objective samples"))
-    return [Rollouts(**load_file(file)) for file in files]
+    try:
+        return [Rollouts(**load_file(file)) for file in files]
+    except (SafetensorError, OSError, TypeError) as error:
+        wrong = f"the rollouts of its checkpoint {found.tag} cannot be read ({error})"
+        raise BadInput(Problem("RUN", str(run), wrong, "name a run whose checkpoint is whole")) from None
 
 
 def describe(rollouts: Rollouts, row: int, tokenizer: PreTrainedTokenizerBase, config: Config, show: Paint) -> str:

@@ -56,8 +56,8 @@ def main() -> int:
     try:
         if args.out.exists():
             raise BadInput(Problem("OUT", str(args.out), "exists already", "remove it or name another"))
-        tokenizer = load_tokenizer(args.teacher, "TEACHER")
         settings = model_at(args.teacher, "TEACHER", args.allow_pickle)
+        tokenizer = load_tokenizer(args.teacher, "TEACHER")
         evenly_spaced(load_config(settings, "TEACHER").get_text_config().num_hidden_layers, args.layers)
         if Path(args.teacher).is_dir():
             check_weights(Path(args.teacher), settings, "TEACHER")
