@@ -11,7 +11,8 @@ def check_run_folder(config: Config, report: Report) -> None:
     folder = config.run.folder
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     if not nearest.is_dir():
-        wrong = "is a file" if nearest == folder else f"{nearest} is a file"
+        kind = "a file" if nearest.exists() else "a link to nothing"
+        wrong = f"is {kind}" if nearest == folder else f"{nearest} is {kind}"
         report.check(False, "run.folder", str(folder), wrong, "name another folder")
         return
     writable = os.access(nearest, os.W_OK | os.X_OK)
