@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from distill.data.folders import share_files
 from distill.errors import EXIT_BAD_INPUT, BadInput, Problem
 
 
@@ -34,9 +35,12 @@ def import_gguf(file: Path, out: Path) -> None:
         "trust_remote_code": False,
     }
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+            **where,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
         )
     # Of a damaged file gguf and transformers let any error through.
     except Exception as error:
@@ -49,6 +53,7 @@ def import_gguf(file: Path, out: Path) -> None:
     partial = out.with_name(out.name + ".partial")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    share_files(partial)
     partial.rename(out)
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.config import model_at
+from distill.data.folders import share_files
 from distill.errors import EXIT_BAD_INPUT, BadInput, Problem
 from distill.models.loading import load_config, load_model, load_tokenizer
 from distill.models.weights import check_weights
@@ -65,6 +66,7 @@ def main() -> int:
         partial = args.out.with_name(args.out.name + ".partial")
         shrink(model, args.layers).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        share_files(partial)
         partial.rename(args.out)
     except BadInput as error:
         print(f"shrink_model: {error}", file=sys.stderr)
