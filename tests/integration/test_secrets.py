@@ -1,5 +1,6 @@
 """What a run leaves behind holds no key, no token and no password, and has the rights that the umask says."""
 
+import os
 import stat
 import subprocess
 import sys
@@ -10,8 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
+from data_prep.preprocess import preprocess
+from data_prep.tokenize import Recipe
+from distill import cli
+from tools import report
+
 pytestmark = pytest.mark.slow
 
+UMASK = 0o027
 MARKER = "5ecr3tmark"
 KEYS = {
     "WANDB_API_KEY": f"{MARKER}0123456789abcdef0123456789abcdef",
@@ -69,29 +76,55 @@ def with_other_rights(folder: Path, umask: int) -> Iterator[str]:
             yield f"{path}: {mode:o}"
 
 
-@pytest.mark.parametrize("umask", [0o027, 0o077])
+@pytest.fixture
+def masked() -> Iterator[None]:
+    before = os.umask(UMASK)
+    yield
+    os.umask(before)
+
+
 def test_nothing_secret_is_kept_and_all_has_the_users_rights(
-    umask: int, recipe: Path, repository: Path, root: Path, models_dir: Path, environment: dict, tmp_path: Path
+    recipe: Path,
+    repository: Path,
+    root: Path,
+    models_dir: Path,
+    environment: dict[str, str],
+    masked: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    out = tmp_path / "out"
+    out, run = tmp_path / "out", tmp_path / "out/run"
+    done = subprocess.run(
+        [sys.executable, "-m", "distill", "train", "--config", str(recipe)],
+        cwd=repository,
+        env=environment | KEYS | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
     (tmp_path / "a.jsonl").write_text('{"instruction": "Why?", "output": "So."}\n')
-    python = [sys.executable, "-m"]
-    run, student = out / "run", str(models_dir / "student")
-    commands = [
-        [*python, "data_prep.preprocess", "--data", str(tmp_path / "a.jsonl"), "--out", str(out / "records")],
-        [*python, "distill", "train", "--config", str(recipe)],
-        [*python, "tools.report", str(run), "--out", str(out / "report.html")],
-        [*python, "distill", "export", "--run", str(run), "--out", str(out / "student")],
-    ]
-    commands[0] += ["--tokenizer", student, "--template", "chat", "--workers", "2"]
-    settings = environment | KEYS | {"PYTHONPATH": str(root)}
-    out.mkdir(mode=0o777 & ~umask)
-    for command in commands if umask == 0o027 else commands[:2]:
-        done = subprocess.run(
-            command, cwd=repository, env=settings, umask=umask, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert MARKER not in done.stdout + done.stderr
-    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    preprocess(
+        [str(tmp_path / "a.jsonl")], out / "records", Recipe(str(models_dir / "student"), "chat", 40, 60), workers=1
+    )
+    monkeypatch.setattr(sys, "argv", ["report", str(run), "--out", str(out / "report.html")])
+    assert report.main() == 0
+    assert cli.main(["export", "--run", str(run), "--out", str(out / "student")]) == 0
+
+    printed = capsys.readouterr()
+    assert MARKER not in done.stdout + done.stderr + printed.out + printed.err
+    (recorded,) = run.glob("wandb/offline-run-*/*.wandb")
+    assert b"example.org/mine.git" in recorded.read_bytes(), "wandb notes the remote, and in plain bytes"
     assert list(leaking(out)) == []
-    assert list(with_other_rights(out, umask)) == []
+    assert list(with_other_rights(out, UMASK)) == []
+
+
+def test_the_searches_find_what_they_look_for(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(f"x{MARKER}x")
+    (tmp_path / MARKER).mkdir(mode=0o700)
+    (tmp_path / "a").chmod(0o666)
+    assert sorted(leaking(tmp_path)) == [str(tmp_path / MARKER), str(tmp_path / "a")]
+    assert len(list(with_other_rights(tmp_path, UMASK))) == 3

@@ -91,6 +91,7 @@ CONFIGS = [
     _override("a beta of 2", "optim.betas.0 = 2: input should be less than 1", "optim.betas=[2, 0.9]"),
     _override("octal", "optim.steps = '010': 010 is another number in YAML than it looks", "optim.steps=010"),
     _override("base 60", "optim.max_minutes = '1:30': 1:30 is another number", "optim.max_minutes=1:30"),
+    _override("a list as a preset", "objective.preset = []: input should be 'default'", "objective.preset=[]"),
     _override("no equals sign", "override = 'optim.lr': not of the form section.key=value", "optim.lr"),
     _override("no key", "override = '=3': not of the form section.key=value", "=3"),
     _override("half a key", "override = 'optim.=3': not of the form section.key=value", "optim.=3"),
