@@ -80,13 +80,19 @@ def parse_json(line: str, where: str) -> Any:
     """One line's JSON value.
 
     Raises:
-        BadInput: names `where` (file:line) and the column.
+        BadInput: it has none, or holds what is no text; names `where` (file:line).
     """
     if line.startswith("\ufeff"):
         raise BadInput(Problem("DATA", where, "begins with a byte-order mark", "save the file as UTF-8 without one"))
     try:
-        return json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError) as error:
         column = getattr(error, "colno", "?")
         wrong = f"not valid JSON at column {column}"
         raise BadInput(Problem("DATA", where, wrong, "one JSON object a line is needed")) from None
+    if "\\ud" in line or "\\uD" in line:  # half a pair of them is valid JSON, but no text
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BadInput(Problem("DATA", where, "holds half a surrogate pair", "correct the line")) from None
+    return value

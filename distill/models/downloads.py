@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 
 from distill.config import Config, ModelSettings
 from distill.errors import BadInput, Problem
-from distill.models.weights import check_weights
+from distill.models.weights import check_weights, permission
 from distill.rollcall import RollCall
 
 # What transformers opens; the same weights in other formats, in subfolders or in one file more stay where they are.
@@ -60,12 +60,16 @@ def fetch(wanted: Mapping[str, ModelSettings]) -> None:
     for field, model in wanted.items():
         try:
             folder = Path(snapshot_download(model.path, allow_patterns=_NEEDED, ignore_patterns=_TWICE))
-            if model.allow_pickle and not any(folder.glob("*.safetensors")):
+            safe = any(folder.glob("*.safetensors"))
+            if model.allow_pickle and not safe:
                 snapshot_download(model.path, allow_patterns=_NEEDED + _PICKLED, ignore_patterns=_TWICE)
         except (OSError, ValueError) as error:
             said = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             mend = "see that this host reaches the hub and HF_TOKEN is set for a gated model, or give a folder"
             raise BadInput(Problem(field, model.path, f"not fetched from the hub ({said})", mend)) from None
+        if not (safe or model.allow_pickle):
+            wrong = "the hub has no safetensors of it"
+            raise BadInput(Problem(field, model.path, wrong, f"take another, or {permission(field)}"))
         check_weights(folder, model, field)
 
 

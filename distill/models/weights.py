@@ -33,11 +33,12 @@ def check_weights(folder: Path, settings: ModelSettings, field: str) -> dict[str
         raise BadInput(Problem(field, settings.path, f"holds no weights ({_SAFE})", mend))
     if not settings.allow_pickle:
         wrong = f"its weights are pickles only ({_PICKLED}), files that may run code when they are read"
-        raise BadInput(Problem(field, settings.path, wrong, f"make safetensors of them, or {_permission(field)}"))
+        raise BadInput(Problem(field, settings.path, wrong, f"make safetensors of them, or {permission(field)}"))
     return {}
 
 
-def _permission(field: str) -> str:
+def permission(field: str) -> str:
+    """What to do to have pickles read, said of the setting or argument `field` that names the model."""
     section, _, key = field.rpartition(".")
     flag = f"{section}.allow_pickle=true" if section and key == "path" else "--allow-pickle"
     return f"give {flag} if you trust them"

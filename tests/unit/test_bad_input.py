@@ -1,5 +1,7 @@
 """Whatever is given: one clear line a mistake, exit code 2, no traceback, and nothing left behind."""
 
+import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +10,9 @@ import pytest
 from bad_inputs import CASES, Case, Place
 
 from data_prep import preprocess
+from data_prep.teacher_responses import read_files
 from distill import cli
-from distill.errors import EXIT_BAD_INPUT
+from distill.errors import EXIT_BAD_INPUT, BadInput
 from distill.launching import __main__ as launching
 from tools import import_gguf, inspect_rollouts, report, shrink_model
 
@@ -67,6 +70,35 @@ def test_what_the_cases_change_is_good(place: Place, monkeypatch: pytest.MonkeyP
     copies = place.doctor(data__train=str(place.copied()), student__path=str(place.model()))
     for command in (place.doctor(), copies, place.deepspeed('{"zero_optimization": {"stage": 3}}')):
         assert cli.main(command[1:]) == 0
+    assert contents(place.work) == {}
+
+
+def test_a_run_folder_that_root_alone_could_write_to(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert cli.main(place.doctor()[1:]) == EXIT_BAD_INPUT
+    assert f"{place.work} is not writable; change its rights or name another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"{", "DATA = 'PATH:1': not valid JSON at column 2"),
+        (b'{"instruction": "caf\xe9"}', "DATA = 'PATH:1': not UTF-8"),
+        (b'{"instruction": "\\ud83d"}', "DATA = 'PATH:1': holds half a surrogate pair"),
+        (b'{"output": "x"}', "--data = 'PATH:1': needs 'instruction'"),
+        (b"\n\n", "--data = 'PATH': holds blank lines only"),
+        (b"\x1f\x8bx", "--data = 'PATH': is gzip, no text"),
+    ],
+)
+def test_the_teacher_is_asked_nothing_malformed(content: bytes, expected: str, place: Place) -> None:
+    path = place.file("a.jsonl", content)
+    asked = argparse.Namespace(teacher=str(place.models / "teacher"), template="chat", data=[str(path)], max_prompt=64)
+    asked.greedy_data, asked.out = None, place.work / "out"
+    with pytest.raises(BadInput) as caught:
+        read_files(asked)
+    assert expected.replace("PATH", str(path)) in str(caught.value)
     assert contents(place.work) == {}
 
 

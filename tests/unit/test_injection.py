@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,23 @@ def test_make_has_its_defaults_and_demo_its_flags(checkout: Path) -> None:
     assert run(checkout, "make", "demo") == ["-m", "tools.demo", "--ranks", "2"]
     assert run(checkout, "make", "demo", "FRESH=1", "RANKS=3") == ["-m", "tools.demo", "--ranks", "3", "--fresh"]
     assert run(checkout, "make", "demo", "RANKS=$(touch PWNED)")[-1] == "$(touch PWNED)"
+
+
+@pytest.mark.slow
+def test_deepspeed_hands_the_arguments_on(
+    root: Path, environment: dict, free_port: Callable[[], int], tmp_path: Path
+) -> None:
+    """The real launcher and a real rank, which names the recipe that is not there."""
+    command = ["bash", str(root / "launch/train.sh"), "--num_accelerators", "1", "--master_port", str(free_port())]
+    missing = 'no $(touch PWNED) `touch PWNED`; touch PWNED "recipe\'s".yaml'
+    done = subprocess.run(
+        [*command, "--config", missing, *NASTY],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"--config = {missing!r}: no such file" in done.stderr
+    assert done.returncode != 0
+    assert not list(tmp_path.iterdir())

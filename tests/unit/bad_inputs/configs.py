@@ -1,5 +1,7 @@
 """Recipes, overrides and run folders."""
 
+from run_configs import started
+
 from bad_inputs.case import Case, Place
 
 _BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -33,6 +35,14 @@ def _below_a_file(place: Place) -> list[str]:
 def _linked_to_nothing(place: Place) -> list[str]:
     (place.given / "link").symlink_to("/nowhere/at/all")
     return place.doctor(run__folder=str(place.given / "link"))
+
+
+def _broken_copy(place: Place) -> list[str]:
+    """A run that has begun, and whose resolved settings were damaged since."""
+    good = place.good | {"run": {"folder": str(place.given / "run")}}
+    started(good)
+    (place.given / "run/config.yaml").write_text("run: {")
+    return place.doctor(run=good["run"])
 
 
 _FILE = "--config = 'GIVEN/run.yaml"
@@ -99,6 +109,7 @@ CONFIGS = [
     _override("half a value", "optim.lr = '[': not valid YAML", "optim.lr=["),
     _override("a value twice", "the key 'name' stands twice", "objective={name: kd, name: sft}"),
     _override("an escape", "optim.\\x1b[31m = 1: unknown key", "optim.\x1b[31m=1"),
+    Case("a run with a broken copy", "--config = 'GIVEN/run/config.yaml:1': not valid YAML", _broken_copy),
     Case("a run folder that is a file", "run.folder = 'GIVEN/taken': is a file", _file_as_folder),
     Case("a run folder below a file", "GIVEN/taken is a file; name another folder", _below_a_file),
     Case("a run folder that leads nowhere", "run.folder = 'GIVEN/link': is a link to nothing", _linked_to_nothing),

@@ -88,6 +88,11 @@ TEXTS = [
     _flag("no workers", "argument --workers: 0 is not 1 or more", "--workers", "0"),
     _flag("no tokenizer", "TOKENIZER = '/nowhere': no such folder", tokenizer="/nowhere"),
     _flag("an empty tokenizer", "TOKENIZER = ''", tokenizer=""),
+    Case(
+        "a sentencepiece model that is none",
+        "TOKENIZER = 'GIVEN/a.model': no readable tokenizer there",
+        lambda p: p.preprocess(p.file("a.jsonl", _GOOD), tokenizer=str(p.file("a.model", "x" * 99)), template="plain"),
+    ),
     _flag("no name for the records", "OUT = '.': names no folder of its own", out=""),
     Case(
         "records of another tokenizer", "OUT = 'GIVEN/train': holds records of another tokenizer", _of_another_tokenizer
