@@ -37,7 +37,7 @@ GIVEN := DATA OUT TOKENIZER TEMPLATE KIND MAX_PROMPT MAX_LENGTH ON_BAD WORKERS F
 $(foreach name,$(GIVEN),$(eval $(call as_typed,$(name))))
 
 demo: env  ## distil a real model end to end into runs/demo (FRESH=1 starts again)
-	@[ "$$FRESH" != 1 ] || fresh=--fresh; PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m tools.demo --ranks "$$RANKS" $$fresh
+	@fresh=; [ "$$FRESH" != 1 ] || fresh=--fresh; PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m tools.demo --ranks "$$RANKS" $$fresh
 
 # make preprocess DATA='raw/*.jsonl' OUT=records/train TOKENIZER=models/student; the same under mpirun and srun
 preprocess: env  ## tokenise DATA= into OUT= with TOKENIZER= (TEMPLATE= KIND= MAX_PROMPT= MAX_LENGTH= ON_BAD= WORKERS=)

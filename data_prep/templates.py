@@ -105,15 +105,8 @@ def prompt_texts(examples: list[Example], template: str, tokenizer: PreTrainedTo
     ]
 
 
-_OF_TEMPLATES = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+# A template is a program, and any of its errors the record's: it may be right for others.
+_OF_TEMPLATES = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def _chat(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> list[str | Malformed]:
@@ -122,16 +115,7 @@ def _chat(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> list[s
     try:
         conversations = [example.messages for example in examples]
         return list(tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False))
-    # A template is a program, and any of its errors the record's: it may be right for others.
-    except (
-        TemplateError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _OF_TEMPLATES as error:
         if len(examples) == 1:
             return [Malformed(f"the tokenizer's chat template refuses it: {error}")]
         return [text for example in examples for text in _chat([example], tokenizer)]

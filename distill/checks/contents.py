@@ -16,7 +16,7 @@ def wrong_contents(rows: datasets.Dataset, manifest: Manifest, vocabulary: int |
     table: pa.Table = rows.data.table.slice(0, _ROWS)
     try:
         table.validate(full=True)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         return f"damaged records ({str(error).splitlines()[0][:200]})"
     for name in [name for name in _IDS if name in table.column_names]:
         column = table[name]

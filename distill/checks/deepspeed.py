@@ -18,7 +18,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "fp16": DeepSpeedFP16Config,
 }
 # DeepSpeed reads what it knows and says nothing of the rest: of a name close to one of these it is told here.
-_READ = (*_SECTIONS, "gradient_clipping", "activation_checkpointing", "aio", "communication_data_type")
+_READ = (*_SECTIONS, "gradient_clipping", "activation_checkpointing", "communication_data_type")
 _CLOSE = 0.8
 
 

@@ -41,7 +41,9 @@ def _open_model(settings: ModelSettings, name: str, report: Report) -> OpenedMod
         model_config = load_config(settings, field_name)
         tokenizer = load_tokenizer(settings.path, field_name, settings.trust_remote_code)
         load_generation_config(settings, field_name)
-        model = build_on_meta(model_config, settings.trust_remote_code, settings.path, field_name)
+        # Code that came with a model may know no meta device.
+        own_code = settings.trust_remote_code
+        model = None if own_code else build_on_meta(model_config, settings.path, field_name)
         _check_weights(model, settings, field_name, report)
         return model_config, tokenizer
     except BadInput as error:
@@ -49,7 +51,7 @@ def _open_model(settings: ModelSettings, name: str, report: Report) -> OpenedMod
         return None
 
 
-def _check_weights(model: PreTrainedModel, settings: ModelSettings, field_name: str, report: Report) -> None:
+def _check_weights(model: PreTrainedModel | None, settings: ModelSettings, field_name: str, report: Report) -> None:
     folder = Path(opened_at(settings.path))
     if not folder.is_dir():
         return  # of the hub: looked at where they are fetched
@@ -58,8 +60,10 @@ def _check_weights(model: PreTrainedModel, settings: ModelSettings, field_name: 
     except BadInput as error:
         report.problems += error.problems
         return
+    if model is None:
+        return
     embedding: Any = model.get_input_embeddings().weight
-    name = next(name for name, parameter in model.named_parameters() if parameter is embedding)
+    name = next((name for name, parameter in model.named_parameters() if parameter is embedding), "")
     found, expected = shapes.get(name), list(embedding.shape)
     wrong = f"its embedding has the shape {found}, its config.json says {expected}"
     report.check(found in (None, expected), field_name, settings.path, wrong, "give weights and a config of one model")

@@ -20,6 +20,7 @@ from distill.config import ModelSettings
 from distill.errors import BadInput, Problem
 from distill.models.downloads import opened_at
 
+_MOST_LAYERS = 10_000
 T = TypeVar("T")
 
 
@@ -73,19 +74,21 @@ def _probed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_on_meta(model_config: ModelConfig, trust_remote_code: bool, path: str, field: str) -> PreTrainedModel:
-    """The causal language model of that configuration, without weights.
+def build_on_meta(model_config: ModelConfig, path: str, field: str) -> PreTrainedModel:
+    """The causal language model of that configuration, of transformers' own code and without weights.
 
     Raises:
         BadInput: there is none; names the setting `field`.
     """
+
+    def build() -> PreTrainedModel:
+        layers = getattr(model_config.get_text_config(), "num_hidden_layers", None) or 0
+        if layers > _MOST_LAYERS:
+            raise ValueError(f"{layers} layers")  # it would take forever
+        return AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+
     with torch.device("meta"):
-        return _read(
-            lambda: AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code),
-            path,
-            field,
-            "causal language model",
-        )
+        return _read(build, path, field, "causal language model")
 
 
 def load_model(settings: ModelSettings, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
@@ -136,8 +139,10 @@ def _unreadable(path: str, field: str, what: str, error: Exception) -> BadInput:
         mend = "make a folder of it, once: python -m tools.import_gguf"
         return BadInput(Problem(field, path, wrong, mend))
     if "trust_remote_code" in str(error):
-        flag = f"{field.removesuffix('path')}trust_remote_code=true" if field.endswith(".path") else "another model"
-        return BadInput(Problem(field, path, "its code comes with it and would be run", f"read it, then give {flag}"))
+        mend = "give another: here such code is never run"
+        if field.endswith(".path"):
+            mend = f"read it, then give {field.removesuffix('path')}trust_remote_code=true"
+        return BadInput(Problem(field, path, "its code comes with it and would be run", mend))
     if local.exists():
         wrong = f"no readable {what} there ({_first_line(error)})"
     elif path.count("/") > 1 or path.startswith((".", "/", "~")):

@@ -60,7 +60,11 @@ class Place:
         return self.doctor(data__train=str(folder))
 
     def preprocess(self, data: str | Path, *flags: str, **changes: str) -> list[str]:
-        given = {"out": str(self.work / "out"), "tokenizer": str(self.models / "student"), "template": "chat"} | changes
+        given = {
+            "out": str(self.work / "made/for/it"),
+            "tokenizer": str(self.models / "student"),
+            "template": "chat",
+        } | changes
         words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
         return ["preprocess", "--data", str(data), *words, "--workers", "1", *flags]
 

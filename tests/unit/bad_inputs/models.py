@@ -119,6 +119,11 @@ MODELS = [
     _changed("an unknown architecture", "no readable model there", _config(model_type="no_such")),
     _changed("a word as a size", "no readable model there", _config(hidden_size="wide")),
     _changed("a negative size", "no readable causal language model there", _config(vocab_size=-5)),
+    _changed(
+        "a billion layers",
+        "no readable causal language model there (1000000000 layers)",
+        _config(num_hidden_layers=10**9),
+    ),
     _changed("no causal model", "no readable causal language model there", _config(model_type="vit")),
     _changed(
         "code of its own",
