@@ -76,9 +76,9 @@ def run(checkout: Path, *command: str, **changes: str) -> list[str]:
 
 
 def test_train_sh(checkout: Path) -> None:
-    found = run(checkout, "bash", "launch/train.sh", "--num_accelerators", "2", "--config", CONFIG, *NASTY)
-    assert found[:4] == ["-m", "distill.launching", "--num_accelerators", "2"]
-    assert found[4:] == [str(checkout / "launch/train.sh"), "--config", CONFIG, *NASTY]
+    flags = ["--num_accelerators", "2", "--launcher_args", "$(touch PWNED) * `touch PWNED`"]
+    found = run(checkout, "bash", "launch/train.sh", *flags, "--config", CONFIG, *NASTY)
+    assert found == ["-m", "distill.launching", *flags, str(checkout / "launch/train.sh"), "--config", CONFIG, *NASTY]
 
 
 def test_no_ssh_sh(checkout: Path) -> None:

@@ -57,7 +57,7 @@ def test_no_pickle_is_read_but_tensors() -> None:
         assert imports(path).isdisjoint({"tarfile", "zipfile", "py7zr"}), path
         for name, call in calls(path):
             assert name != "shutil.unpack_archive", f"{path}:{call.lineno}"
-            if name == "torch.load":
+            if name == "torch.load" or (name == "AutoModelForCausalLM.from_pretrained" and path.name == "loading.py"):
                 assert keyword(call, "weights_only") == "True", f"{path}:{call.lineno}"
 
 
