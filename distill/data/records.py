@@ -101,7 +101,8 @@ def open_records(folder: Path, kind: Kind, field: str) -> datasets.Dataset:
         _check_files(Path(folder))
         rows = datasets.load_from_disk(str(folder))
         expected = (INSTRUCTION_FEATURES if kind == "instructions" else TEXT_FEATURES).arrow_schema
-        if not rows.data.schema.equals(expected) or rows.format["type"] is not None:
+        shown = rows.format["columns"], rows.format["type"]
+        if not rows.data.schema.equals(expected) or shown != (expected.names, None):
             raise ValueError(f"its columns are not those of {kind} records")
     # Of damaged metadata `datasets` and Arrow let any error through.
     except Exception as error:

@@ -108,6 +108,7 @@ RECORDS = [
     ),
     _changed("a number as files", "': damaged records", lambda f: _state(f, _data_files=3)),
     _changed("another format", "': damaged records (its columns are not", lambda f: _state(f, _format_type="numpy")),
+    _changed("no column", "': damaged records (its columns are not", lambda f: _state(f, _format_columns=[])),
     _changed("other columns", "': damaged records (its columns are not those of instructions", _other_columns),
     _changed("no record", "': holds no record", _holding()),
     _changed("too few records", "': holds 1 records, records.json says 64", _holding(_GOOD, count=64)),
