@@ -1,11 +1,12 @@
 """A file of JSON lines that outlives kills and full disks."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from distill.checkpoint.disk import sync_file
 
 
 class Records:
@@ -52,8 +53,7 @@ class Records:
         """
         self._write()
         if self.path.exists():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(self.path)
 
 
 def _step_of(line: bytes) -> float:

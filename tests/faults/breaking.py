@@ -1,8 +1,8 @@
 """What goes wrong in a rank, by order: at a file operation, or on the way into a phase. The product knows none of it.
 
 An order is a dict: "rank", "how" (kill: this rank by SIGKILL, kill all: every rank, as when a node dies; raise: an
-exception; or the name of a signal, as SIGTERM, or of an error of the system, as ENOSPC), and "operation": N with "folder": the Nth time that the rank changes something in
-there (and, for errors, "times" often); or "phase" and "step".
+exception; or the name of a signal, as SIGTERM, or of an error of the system, as ENOSPC), and "operation": N with
+"folder": the Nth time that the rank changes something in there (and, for errors, "times" often); or "phase" and "step".
 """
 
 import errno

@@ -8,6 +8,7 @@ import pytest
 from broken_run import BrokenRun, Ending
 from conftest import Nursery
 from ledger import Fault, Ledger
+
 from runs import last_step, newest_whole, note_comparison, note_end, note_loss
 
 # All ranks must have ended so long after a fault is seen.
