@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RANKS ?= 2
 
-.PHONY: help env demo preprocess test test-multinode check format docs clean
+.PHONY: help env demo preprocess test test-multinode test-faults check format docs clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -51,6 +51,9 @@ test: env  ## run all tests
 
 test-multinode: env  ## two hosts made of network namespaces, over pdsh and OpenMPI (root on Linux; else skipped)
 	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/multinode
+
+test-faults: env  ## break hundreds of runs on purpose and print what came of it (runs/faults.json)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/faults
 
 check: env  ## format, lint, types, import layers, fast tests (under 2 minutes)
 	$(BIN)/ruff format .

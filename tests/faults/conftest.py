@@ -48,6 +48,10 @@ class Life:
     said: str
     orphans: bool
 
+    def must_end(self, *codes: int) -> None:
+        """Fail otherwise, with what was printed."""
+        assert self.codes == list(codes), self.said[-4000:]
+
 
 class Nursery:
     """Starts ranks in a second: tests/faults/nursery.py."""
@@ -128,6 +132,10 @@ def recipe(models_dir: Path, records_dir: Path) -> Callable[..., Path]:
         if objective == "distillm":
             config["objective"] |= {"start": 0.5, "adapt_every": 2, "replay": 32}
             config["rollout"] |= {"alpha": 0.0}
+        if objective in ("sft", "kd", "taid"):
+            del config["rollout"]["batch"]
+        if objective == "sft":
+            del config["rollout"]
         for section, values in changes.items():
             config[section] = config.get(section, {}) | values if isinstance(values, dict) else values
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from runs import differences, newest_whole, note_comparison, note_end
 SHORT = {"optim": {"steps": 3}, "evaluation": {"every": 2}, "checkpoint": {"every": 1, "keep": 1}}
 
 
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_operation_that_the_disk_refuses(
     rank: int, recipe: Callable, nursery: Nursery, ledger: Ledger, tmp_path: Path
@@ -27,9 +28,9 @@ def test_an_operation_that_the_disk_refuses(
     life = nursery.live(whole, order=order)
     total = max(int(number) for number in re.findall(r"operation (\d+)", life.said))
     went_on, fault = 0, ledger[f"disk full at a file operation of rank {rank}"]
-    for number in range(1, total + 1, 2):
+    for number in range(1, total + 1, 3):
         shutil.rmtree(run, ignore_errors=True)
-        how = ("ENOSPC", "EIO")[number // 2 % 2]
+        how = ("ENOSPC", "EIO")[number % 2]
         life = nursery.live(broken, order=order | {"how": how, "operation": number, "folder": str(run)})
         note_end(fault, life.seconds, life.orphans)
         went_on += life.codes == [0, 0]
@@ -64,9 +65,9 @@ def test_a_disk_that_is_too_small_is_foreseen(
     whole = recipe(tmp_path / "whole", "minillm")
     broken = recipe(tmp_path / "broken", "minillm", run={"folder": str(small_disk / "run")})
     run, fault = small_disk / "run", ledger["disk too small for a checkpoint"]
-    assert nursery.live(whole).codes == [0, 0]
+    nursery.live(whole).must_end(0, 0)
     order = {"rank": 0, "how": "kill all", "phase": "forward", "step": 6}
-    assert nursery.live(broken, order=order).codes == [-9, -9]
+    nursery.live(broken, order=order).must_end(-9, -9)
     assert newest_whole(run) == 4
     free = shutil.disk_usage(small_disk).free
     (small_disk / "filler").write_bytes(bytes(free - 400_000))
@@ -80,5 +81,5 @@ def test_a_disk_that_is_too_small_is_foreseen(
     assert newest_whole(run) == 4
     assert not note_comparison([fault], run, tmp_path / "whole/run", but_checkpoints=True)
     (small_disk / "filler").unlink()
-    assert nursery.live(broken).codes == [0, 0]
+    nursery.live(broken).must_end(0, 0)
     assert not note_comparison([fault], run, tmp_path / "whole/run")

@@ -22,7 +22,7 @@ def test_one_rank_ends_all(
     how: str, victim: int, recipe: Callable, nursery: Nursery, ledger: Ledger, tmp_path: Path
 ) -> None:
     whole, broken = recipe(tmp_path / "whole", "minillm"), recipe(tmp_path / "broken", "minillm")
-    assert nursery.live(whole).codes == [0, 0]
+    nursery.live(whole).must_end(0, 0)
     what = {"kill": "killed", "raise": "raises an exception"}[how]
     fault, run, newest = ledger[f"rank {victim} {what} in a phase"], tmp_path / "broken/run", 0
     for phase, step in PHASES:
@@ -48,7 +48,7 @@ def test_told_to_stop_nothing_is_lost(
     number: str, recipe: Callable, nursery: Nursery, ledger: Ledger, tmp_path: Path
 ) -> None:
     whole, broken = recipe(tmp_path / "whole", "minillm"), recipe(tmp_path / "broken", "minillm")
-    assert nursery.live(whole).codes == [0, 0]
+    nursery.live(whole).must_end(0, 0)
     fault, run, newest = ledger[f"told to stop by {number}"], tmp_path / "broken/run", 0
     for phase, step in (("forward", 1), ("minibatch", 3), ("optimizer", 4), ("backward", 6), ("validation", 4)):
         life = nursery.live(broken, order={"rank": step % 2, "how": number, "phase": phase, "step": step})

@@ -17,8 +17,11 @@ LAYOUTS = {"ZeRO-3": {}, "ZeRO-2": ZERO2, "TP 2": TP}
 OBJECTIVES = ("sft", "kd", "minillm", "distillm", "taid")
 VARIANTS = {f"{objective}, {layout}": (objective, LAYOUTS[layout]) for objective in OBJECTIVES for layout in LAYOUTS}
 VARIANTS |= {f"minillm, {layout}, bf16": ("minillm", LAYOUTS[layout] | {"precision": "bf16"}) for layout in LAYOUTS}
-# On the way into which phase of which step. A checkpoint is written every second step.
-PHASES = (("forward", 1), ("backward", 3), ("save", 4), ("validation", 4), ("optimizer", 6), ("minibatch", 8))
+# On the way into which phase of which step; a checkpoint is written every second step. Each run takes one of the two.
+PHASES = (
+    (("forward", 1), ("save", 4), ("optimizer", 6)),
+    (("backward", 3), ("validation", 4), ("minibatch", 8)),
+)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -27,9 +30,9 @@ def test_killed_in_every_phase(
 ) -> None:
     objective, changes = VARIANTS[variant]
     whole, broken = recipe(tmp_path / "whole", objective, **changes), recipe(tmp_path / "broken", objective, **changes)
-    assert nursery.live(whole).codes == [0, 0]
+    nursery.live(whole).must_end(0, 0)
     fault, run, newest = ledger[f"all ranks killed in a phase: {variant}"], tmp_path / "broken/run", 0
-    for phase, step in PHASES:
+    for phase, step in PHASES[list(VARIANTS).index(variant) % 2]:
         life = nursery.live(broken, order={"rank": step % 2, "how": "kill all", "phase": phase, "step": step})
         assert set(life.codes) == {-9}, f"{phase} {step}: {life.codes}\n{life.said[-3000:]}"
         note_end(fault, life.seconds, life.orphans)
@@ -45,6 +48,7 @@ def test_killed_in_every_phase(
 SHORT = {"optim": {"steps": 3}, "evaluation": {"every": 2}, "checkpoint": {"every": 1, "keep": 1}}
 
 
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_at_every_file_operation(
     rank: int, recipe: Callable, nursery: Nursery, ledger: Ledger, tmp_path: Path

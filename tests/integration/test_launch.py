@@ -1,18 +1,14 @@
 """What a user types, with real DeepSpeed ranks: training, resuming, exporting, and the errors in between."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 pytestmark = pytest.mark.slow
@@ -49,42 +45,6 @@ def records(run: Path, figures_only: bool = True) -> list[dict]:
     if figures_only:
         return [{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in rows]
     return rows
-
-
-@pytest.mark.parametrize("objective", ["sft", "minillm"])
-def test_a_killed_run_continues_to_the_same_numbers(
-    objective: str,
-    recipe: Callable,
-    launch: Callable,
-    environment: dict,
-    free_port: Callable,
-    root: Path,
-    tmp_path: Path,
-) -> None:
-    whole = recipe("whole", objective)
-    launch("launch/train.sh", "--config", str(whole))
-    killed = recipe("killed", objective)
-    command = ["deepspeed", "--num_accelerators", "2", "--master_port", str(free_port()), "launch/train.sh"]
-    process = subprocess.Popen(
-        [*command, "--config", str(killed)],
-        cwd=root,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and '"step": 5' in metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    # The launcher and both ranks at once, as when a node dies.
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = launch("launch/train.sh", "--config", str(killed))
-    assert "resumed" in done.stdout + done.stderr
-    assert records(tmp_path / "killed") == records(tmp_path / "whole")
-    ours, theirs = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("killed", "whole"))
-    assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
 
 
 def test_sft_then_minillm_then_export(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from ledger import Ledger
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -129,9 +130,11 @@ def records(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_a_bad_step_never_was(name: str, outcome: Callable) -> None:
+def test_a_bad_step_never_was(name: str, outcome: Callable, ledger: Ledger) -> None:
     """Nothing of weights and optimizer moves in it, to the bit, and the next goes as if it had been left out."""
     _, steps, bad = MIXED[name]
+    for quantity in bad.values():
+        ledger[f"one rank's {quantity} not finite"].injected += 1
     for ours, theirs in zip(outcome(name), outcome(f"{name} without"), strict=True):
         for step in map(int, bad):
             assert ours["states"][step + 1] == ours["states"][step]
