@@ -5,6 +5,7 @@ Ranks are `arange(world).view(dp, tp)`, as DeepSpeed lays them out: neighbours s
 
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
@@ -76,11 +77,15 @@ class Topology:
 
     def max_over_ranks(self, value: float) -> float:
         """The largest of all ranks' values (one all-reduce)."""
+        return self.largest_over_ranks([value])[0]
+
+    def largest_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """The largest of all ranks' values, each by its place (one all-reduce)."""
         if self.world_size == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return float(tensor)
+        return tensor.tolist()
 
     def barrier(self) -> None:
         """Wait for all ranks."""

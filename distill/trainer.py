@@ -14,12 +14,14 @@ from distill.data.records import read_manifest
 from distill.data.translation import Translator
 from distill.deepspeed_settings import read_deepspeed_json, resolve_dtype
 from distill.engine import Engine
+from distill.errors import EXIT_PREEMPTED, Ended
 from distill.evaluation.validation import Validation
 from distill.host import peak_memory_gib
 from distill.model_card import model_card
 from distill.models.loading import load_config, load_generation_config, load_tokenizer
 from distill.models.vocabulary import eos_ids, shared_vocabulary
 from distill.objective_settings import Distillm2Settings, DistillmSettings, MiniLLMSettings, Mixable
+from distill.preemption import notice
 from distill.replay import ReplaySource
 from distill.rollout.ends import response_ends
 from distill.rollout.external import ExternalWorker
@@ -38,17 +40,20 @@ from distill.teacher import Teacher
 from distill.telemetry import Stopwatch, Telemetry
 from distill.topology import Topology
 from distill.update import Updater
+from distill.vigil.words import resume
 from distill.whereabouts import here
 
 
 def train(config: Config, topology: Topology) -> None:
     """Run `config` to its last step, from its last checkpoint if it has one. Collective over all ranks."""
     run = Run(config, topology)
+    notice.heeded = True  # from now on what there is can be saved
     while not run.done:
         figures = run.step()
         run.log(figures)
         run.maybe_validate()
         run.maybe_save()
+        run.maybe_leave()
     run.finish()
 
 
@@ -72,10 +77,13 @@ class Run:
         # Dropout's masks; data order, coins and token draws have streams of their own.
         torch.manual_seed(config.run.seed * 2**16 + topology.dp_rank)
         self.objective = objectives.build(config.objective)
-        self._load_models()
+        with here.within("load models"):
+            self._load_models()
         self._open_data()
         self.updater = Updater(self.objective, self.student, self.teacher, topology, self.watch)
-        self.state = self._resume()
+        self.told_to_stop = False
+        with here.within("resume"):
+            self.state = self._resume()
         self.telemetry = Telemetry(config, topology.is_writer, self.state.step, self.state.wandb_id)
         self.state = replace(self.state, wandb_id=self.telemetry.wandb_id)
         if self.state.step:
@@ -185,7 +193,10 @@ class Run:
         figures = self.updater.step(micro_batches, plain_text)
         figures |= {f"adaptive/{name}": value for name, value in (self.source.memory | self.objective.memory).items()}
         # The slowest rank's clock is everyone's: all must agree when the time is up.
-        seconds = self.topology.max_over_ranks(time.perf_counter() - started)
+        # So must they when one is told to stop.
+        elapsed = time.perf_counter() - started
+        seconds, told = self.topology.largest_over_ranks([elapsed, float(notice.told)])
+        self.told_to_stop = told > 0
         self.state = replace(self.state, step=step + 1, seconds=self.state.seconds + seconds)
         self.objective.memory = self.objective.advance(figures, self.progress)
         figures["time/step"] = seconds
@@ -230,16 +241,32 @@ class Run:
             self._write_student(figures)
 
     def maybe_save(self) -> None:
-        """Checkpoint when it is time, and at the end."""
-        if self.done or self.state.step % self.config.checkpoint.every == 0:
-            memory = {
-                "source": self.source.memory,
-                "objective": self.objective.memory,
-                "updater": self.updater.memory,
-            }
-            self.state = replace(self.state, memory=memory)
-            keep = self.config.checkpoint.keep
-            checkpoint.save(self.folder, self.state, self.student, self.source.in_use(), self.topology, keep)
+        """Checkpoint when it is time, at the end, and before leaving."""
+        if self.done or self.told_to_stop or self.state.step % self.config.checkpoint.every == 0:
+            with here.within("save"):
+                self.save()
+
+    def save(self) -> None:
+        """Checkpoint."""
+        memory = {
+            "source": self.source.memory,
+            "objective": self.objective.memory,
+            "updater": self.updater.memory,
+        }
+        self.state = replace(self.state, memory=memory)
+        keep = self.config.checkpoint.keep
+        checkpoint.save(self.folder, self.state, self.student, self.source.in_use(), self.topology, keep)
+
+    def maybe_leave(self) -> None:
+        """End before the last step if any rank was told to.
+
+        Raises:
+            Ended: on every rank.
+        """
+        if self.told_to_stop and not self.done:
+            self.telemetry.close()
+            self.topology.barrier()  # a launcher gives ranks 30 s once the first has left
+            raise Ended(EXIT_PREEMPTED, f"told to stop, saved at step {self.state.step}; {resume()}")
 
     def finish(self) -> None:
         """Without validation data the last student is the one to keep."""
