@@ -27,6 +27,8 @@ def speaks() -> bool:
 
 def quiet_libraries() -> None:
     """Keep libraries' notices off the console; their errors stay."""
+    # A store that is gone with its rank is thirty lines of C++.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ launch wants.
 
 import os
 import select
+import shlex
 import stat
 import sys
 import threading
@@ -20,6 +21,9 @@ _EVERY_SECONDS = 2.0
 STDIN = "DISTILL_STDIN_IS_LAUNCH"
 """Set by our own launch over pdsh: whoever holds the other end of stdin has started this rank."""
 
+COMMAND = "DISTILL_COMMAND"
+"""Set by our own launch scripts: what was typed."""
+
 
 def deepspeed_launcher() -> psutil.Process | None:
     """The process of DeepSpeed's launcher that started this rank and its neighbours; None under any other."""
@@ -27,6 +31,20 @@ def deepspeed_launcher() -> psutil.Process | None:
         parent = psutil.Process().parent()
         if parent and any(argument.startswith("--world_info=") for argument in parent.cmdline()):
             return parent
+    return None
+
+
+def typed() -> str | None:
+    """The command that started this run, as far as it can be known from here: of our launch, or of `deepspeed`."""
+    if COMMAND in os.environ:
+        return os.environ[COMMAND]
+    with suppress(psutil.Error):
+        launcher = deepspeed_launcher()
+        runner = launcher.parent() if launcher else None
+        words = runner.cmdline() if runner else []
+        for index, word in enumerate(words[:3]):
+            if os.path.basename(word) == "deepspeed":
+                return shlex.join(["deepspeed", *words[index + 1 :]])
     return None
 
 

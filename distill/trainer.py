@@ -77,8 +77,7 @@ class Run:
         # Dropout's masks; data order, coins and token draws have streams of their own.
         torch.manual_seed(config.run.seed * 2**16 + topology.dp_rank)
         self.objective = objectives.build(config.objective)
-        with here.within("load models"):
-            self._load_models()
+        self._load_models()
         self._open_data()
         self.updater = Updater(self.objective, self.student, self.teacher, topology, self.watch)
         self.told_to_stop = False
@@ -101,13 +100,15 @@ class Run:
         vocab = shared_vocabulary(self.tokenizer, *model_configs)
         deepspeed_json, dtype = read_deepspeed_json(config.parallel.deepspeed), resolve_dtype(config.precision)
         tp = config.parallel
-        self.student = Engine(config.student, deepspeed_json, dtype, topology, vocab, tp.student_tp, config.optim)
+        with here.within("load student"):
+            self.student = Engine(config.student, deepspeed_json, dtype, topology, vocab, tp.student_tp, config.optim)
         self.teacher: Teacher | None = None
         if given is not None:
             translate, theirs = self._translator(given) if apart else (None, vocab)
             # Both models' logits of an id must lie on one rank; their heads may be padded differently.
             rows = model_configs[0].get_text_config().vocab_size if tp.student_tp > 1 and not apart else None
-            engine = Engine(given, deepspeed_json, dtype, self.grid, theirs, tp.teacher_tp, head_rows=rows)
+            with here.within("load teacher"):
+                engine = Engine(given, deepspeed_json, dtype, self.grid, theirs, tp.teacher_tp, head_rows=rows)
             self.teacher = Teacher(engine, topology, self.grid, translate, self.student.shard)
 
     def _translator(self, teacher: ModelSettings) -> tuple[Translator, int]:
@@ -186,7 +187,7 @@ class Run:
         """One optimizer step, rollouts included where a round starts; its figures."""
         started = time.perf_counter()
         step = self.state.step
-        here.step = step + 1
+        here.step, here.phase = step + 1, ""
         with self.watch.phase("minibatch"):
             micro_batches = self.source.minibatch(step)
             plain_text = self.plain_text.minibatch(step) if self.plain_text else []

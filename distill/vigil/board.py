@@ -27,7 +27,8 @@ class Beat:
     @property
     def where(self) -> str:
         """As words."""
-        return f"at step {self.step} in {self.phase}" if self.step else f"before the first step, in {self.phase}"
+        where = f"at step {self.step}" if self.step else "before the first step"
+        return f"{where} in {self.phase}" if self.phase else f"{where}, between phases"
 
 
 @dataclass(frozen=True)

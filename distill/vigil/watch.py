@@ -121,7 +121,7 @@ class Vigil:
             time.sleep(_LOOK_SECONDS / 5)
 
     def _name(self, rank: int) -> str:
-        return words.name(rank, self.hosts[rank], rank == self.rank)
+        return words.name(rank, self.hosts[rank], rank == self.rank or rank in self._neighbours)
 
     def _beat(self) -> Beat:
         return Beat(self._published, here.step, here.phase, here.ticks, stacks.in_collective(), self._left)
@@ -169,7 +169,8 @@ class Vigil:
                 self._neighbours.forget(rank)
             else:
                 _wait_for_lifeline()
-                died = words.died(self._name(rank), beat, how)
+                # Ranks keep step; its last beat may be as old as a few of them.
+                died = words.died(self._name(rank), max(beat, self._beat(), key=lambda one: one.step), how)
                 self._carry_out(self._talk.condemn(Verdict(EXIT_FAILED, died, self.rank, mute=(rank,))))
 
     def _look_at_notice(self) -> None:

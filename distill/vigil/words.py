@@ -1,21 +1,15 @@
 """The last words of a run: which rank, where it was, what happened, and what goes on from the last checkpoint."""
 
-import os
-import shlex
 import socket
 import sys
 from pathlib import Path
 from traceback import walk_tb
 
-import psutil
 import torch
 import torch.distributed as dist
 
-from distill.lifeline import deepspeed_launcher
+from distill.lifeline import typed
 from distill.vigil.board import Beat
-
-COMMAND = "DISTILL_COMMAND"
-"""Set by the launch scripts: what the user has typed."""
 
 _MEMORY = (
     "turn down optim.micro_batch or rollout.batch, or set student.gradient_checkpointing=true; "
@@ -26,8 +20,7 @@ _OF_CONNECTIONS = ("gloo", "NCCL", "Connection reset", "Connection closed", "Bro
 
 def resume() -> str:
     """The line that says how to go on."""
-    command = os.environ.get(COMMAND) or _typed()
-    return f"the run goes on from its last checkpoint by {command or 'starting the same command again'}"
+    return f"to resume: {typed() or 'start the same command again'}"
 
 
 def say(*lines: str) -> None:
@@ -88,17 +81,3 @@ def follows(error: BaseException) -> bool:
         return False
     files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
     return "/torch/distributed/" in files[-1] or any(word in str(error) for word in _OF_CONNECTIONS)
-
-
-def _typed() -> str | None:
-    """The command of a plain `deepspeed` on this host."""
-    try:
-        launcher = deepspeed_launcher()
-        runner = launcher.parent() if launcher else None
-        words = runner.cmdline() if runner else []
-    except psutil.Error:
-        return None
-    for index, word in enumerate(words[:3]):
-        if Path(word).name == "deepspeed":
-            return shlex.join(["deepspeed", *words[index + 1 :]])
-    return None

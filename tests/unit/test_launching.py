@@ -184,7 +184,7 @@ def test_hosts_are_asked_with_the_options_that_pdsh_will_use(hostfile: str, fake
     launch = plan(["--hostfile", hostfile, "launch/train.sh"], options, FILE)
     (fake_ssh / "bin/hostname").write_text("#!/bin/sh\necho 10.0.0.7 fd00::7\n")
     (fake_ssh / "bin/hostname").chmod(0o755)
-    assert launch.finds_address
+    assert launch.meeting_address is None
     assert launch.ssh.first_address() == "10.0.0.7"
     asked = (fake_ssh / "asked").read_text().splitlines()
     assert asked[-5:] == ["-i", "/a/key", "-oPort=2222", "worker-1", "hostname -I"]
@@ -256,11 +256,11 @@ def test_hosts_with_different_numbers_of_ranks_are_refused(tmp_path: Path) -> No
 
 SLEEPS = """
 import subprocess, sys
-from distill.launching.supervision import supervise
+from distill.launching.supervision import Supervisor
 def launch():
     print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
     subprocess.run(["sleep", "60"])
-sys.exit(supervise(launch))
+sys.exit(Supervisor().run(launch))
 """
 
 
@@ -276,7 +276,7 @@ def test_what_was_launched_ends_with_the_launcher(how: signal.Signals, root: Pat
 
 def test_a_launch_hands_on_its_exit_code(root: Path) -> None:
     for code in (0, 2):
-        text = f"from distill.launching.supervision import *; sys.exit(supervise(lambda: sys.exit({code})))"
+        text = f"from distill.launching.supervision import *; sys.exit(Supervisor().run(lambda: sys.exit({code})))"
         assert subprocess.run([sys.executable, "-c", text], cwd=root, check=False).returncode == code
 
 
@@ -340,7 +340,8 @@ def test_openmpi_sh_needs_no_variable(root: Path) -> None:
 def test_no_ssh_sh_prints_its_command(root: Path, tmp_path: Path) -> None:
     hosts = ["--hosts", "a,b", "--slots", "8", "--node-rank", "1", "--master-addr", "a.svc", "--master_port", "7000"]
     printed = dry(root, "no_ssh.sh", *hosts, "--config", NASTY, "a=$(touch x)", cwd=tmp_path)
-    head = ["deepspeed", "--hostfile", "/dev/fd/9", "--no_ssh", "--node_rank", "1", "--master_addr", "a.svc"]
+    head = ["python", "-m", "distill.launching", "--hostfile", "/dev/fd/9", "--no_ssh"]
+    head += ["--node_rank", "1", "--master_addr", "a.svc"]
     assert printed == [*head, "--master_port", "7000", str(root / "launch/train.sh"), "--config", NASTY, "a=$(touch x)"]
     assert not list(tmp_path.iterdir())
 
