@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -61,8 +61,7 @@ class Telemetry:
         if not self.is_writer:
             return
         _append(self.folder / METRICS, {"step": step, **metrics})
-        if self._wandb:
-            self._wandb.log(metrics, step=step)
+        self._tell_wandb(lambda run: run.log(metrics, step=step))
         shown = {name: metrics[name] for name in _ON_THE_BAR if name in metrics}
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
 
@@ -86,8 +85,16 @@ class Telemetry:
         """Finish the bar and the wandb run."""
         if self._bar is not None:
             self._bar.close()
+        self._tell_wandb(lambda run: run.finish())
+
+    def _tell_wandb(self, say: Callable[[Any], object]) -> None:
+        """The run goes on without wandb where its process is gone: who ends ranks may end that first."""
         if self._wandb:
-            self._wandb.finish()
+            try:
+                say(self._wandb)
+            except Exception as error:
+                self._wandb = None
+                self.say(f"distill: wandb is lost ({type(error).__name__}: {error}); {METRICS} has everything")
 
 
 _ON_THE_BAR = ("loss/total", "student/reverse_kl", "reward/mean", "valid/loss", "valid/rouge_l")

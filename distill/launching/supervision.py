@@ -24,6 +24,8 @@ from distill.vigil.board import Verdict, call
 # DeepSpeed's launcher gives ranks 30 s before it kills them.
 _GRACE_SECONDS = 40
 _ASK_SECONDS = 6.0
+# Ranks that hear of their end need no signal, which their launcher would send to what serves them, too.
+_END_SECONDS = 8.0
 _PR_SET_PDEATHSIG = 1
 _LAUNCH = -1
 """In the place of a rank that has ended the run."""
@@ -70,10 +72,16 @@ class Supervisor:
         if first and number != signal.SIGINT and self._ask(None):
             print("distill: told to stop; the run saves itself at its next step boundary", file=sys.stderr, flush=True)
             return
-        # Ranks that are told to stop by DeepSpeed's launcher would look for a step boundary first.
-        self._ask(Verdict(EXIT_FAILED, "the launch was told to end", _LAUNCH))
-        with suppress(ProcessLookupError):
-            os.kill(self._child, signal.SIGTERM)
+        # A signal alone would let ranks go on to their step boundary.
+        heard = self._ask(Verdict(EXIT_FAILED, "the launch was told to end", _LAUNCH))
+        ending = threading.Timer(_END_SECONDS if heard else 0, self._end, [self._child])
+        ending.daemon = True
+        ending.start()
+
+    def _end(self, child: int) -> None:
+        if child == self._child:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGTERM)
 
     def _ask(self, verdict: Verdict | None) -> bool:
         """Let the ranks know; whether they could hear it."""
