@@ -5,9 +5,9 @@
 #   bash launch/openmpi.sh --hostfile launch/hostfile.example --config my.yaml optim.lr=1e-5
 #
 # All from --config on is the run's. Without --hostfile mpirun asks the scheduler for the hosts. MASTER_ADDR, an address
-# of the first host that the others reach, and MASTER_PORT are optional. mpirun carries SIGUSR1 to the ranks, which save
-# the run at its next step boundary and end with exit code 75; on SIGTERM it kills them. mpirun carries the forwarded variables itself:
-# its command line, which --dry-run prints, has their names only.
+# of the first host that the others reach, and MASTER_PORT are optional. mpirun carries the forwarded variables itself:
+# its command line, which --dry-run prints, has their names only. It carries SIGUSR1 too, on which the run saves itself at
+# its next step boundary and ends with exit code 75; on SIGTERM it kills the ranks.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # For the last words of a run that fails.

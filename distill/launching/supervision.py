@@ -23,7 +23,7 @@ from distill.vigil.board import Verdict, call
 
 # DeepSpeed's launcher gives ranks 30 s before it kills them.
 _GRACE_SECONDS = 40
-_ASK_SECONDS = 6.0
+_ASK_SECONDS = 5.0
 # Ranks that hear of their end need no signal, which their launcher would send to what serves them, too.
 _END_SECONDS = 8.0
 _PR_SET_PDEATHSIG = 1

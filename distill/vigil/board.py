@@ -105,7 +105,7 @@ class Board:
         return bool(self._store.check([_LEAVE]))
 
 
-def call(address: str, port: int, verdict: Verdict | None, patience: timedelta = timedelta(seconds=5)) -> bool:
+def call(address: str, port: int, verdict: Verdict | None, patience: timedelta = timedelta(seconds=2)) -> bool:
     """From outside of the run that meets there: end it, or let it save itself and stop; whether its ranks listen."""
     try:
         whole = dist.TCPStore(address, port, is_master=False, timeout=patience, wait_for_workers=False)

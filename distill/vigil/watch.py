@@ -44,6 +44,7 @@ class Vigil:
 
     def __init__(self, store: dist.Store, rank: int, hosts: Sequence[str | None]):
         self.rank, self.hosts = rank, hosts
+        self._store = store  # rank 0 serves it for as long as it lives
         self._board = Board.beside(store, rank, len(hosts))
         self._talk = self._board.another()
         self._neighbours, self._place = Neighbours(rank), place()
@@ -206,7 +207,7 @@ class Vigil:
         else:
             # On its own host whoever found it says it, elsewhere the first that still lives.
             if verdict.by == self.rank or (self._neighbours.first() and verdict.by not in self._neighbours):
-                words.say(verdict.words, words.resume())
+                _speak(verdict.words)
             self._neighbours.kill(verdict.mute)
             self._stay(self._talk, verdict)
         _exit(verdict.code)
@@ -215,7 +216,7 @@ class Vigil:
         """Rank 0 is gone, and with it what the ranks talk through."""
         _wait_for_lifeline()
         if self._neighbours.first():
-            words.say(words.died(self._name(0), self._beat(), how), words.resume())
+            _speak(words.died(self._name(0), self._beat(), how))
         _exit(EXIT_FAILED)
 
 
@@ -239,6 +240,12 @@ def _wait_for_lifeline() -> None:
     """Where what started all ranks here is gone each ends by itself, and says that."""
     if lifeline.is_broken():
         time.sleep(_CAUSE_SECONDS)
+
+
+def _speak(told: str) -> None:
+    """Stay after it, so that the others here see that there was one before them."""
+    words.say(told, words.resume())
+    time.sleep(_BEAT_SECONDS + _LOOK_SECONDS)
 
 
 def _exit(code: int) -> NoReturn:
