@@ -124,7 +124,7 @@ class CheckpointSettings(Settings):
     """Saving for resume."""
 
     every: int = Field(100, gt=0, description="Steps between checkpoints; the last step always saves.")
-    keep: int = Field(1, gt=0, description="Newest checkpoints kept.")
+    keep: int = Field(2, gt=0, description="Newest checkpoints kept, besides that of the best student.")
 
 
 class FaultSettings(Settings):

@@ -7,7 +7,6 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -30,6 +29,7 @@ from distill.models.vocab_shard import VocabShard, gather_along
 from distill.objectives.chunked import Evaluate, SumOverTokens, sum_over_hidden
 from distill.objectives.terms import LossTerms
 from distill.optim import parameter_groups, schedule
+from distill.shards import Shards
 from distill.topology import Topology
 
 AtStates = Callable[[Tensor], Tensor]
@@ -254,15 +254,20 @@ class Engine:
         """Training or evaluation mode of the module."""
         self._ds.train(mode)
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Weights, optimizer, schedule: every rank its part, under `folder/tag`."""
-        self._ds.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    @property
+    def shards(self) -> Shards:
+        """This rank's part of the weights and of the optimizer."""
+        return Shards(self._ds, self.topology.rank_in_replica)
 
-    def load(self, folder: Path, tag: str) -> None:
-        """What `save` wrote, on the same layout of ranks."""
-        loaded, _ = self._ds.load_checkpoint(str(folder), tag=tag)
-        if loaded is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint {tag} in {folder}")
+    @contextmanager
+    def reloaded(self) -> Iterator[None]:
+        """While its shards are replaced. Collective."""
+        zero = self._ds.optimizer
+        if self._ds.zero_optimization_stage() == 3:
+            zero.checkpoint_event_prologue()  # nothing is gathered
+        yield
+        if self._ds.zero_optimization_stage() == 3:
+            zero.checkpoint_event_epilogue()  # small weights are whole on every rank
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """Whole weights on the CPU of rank 0, gathered a layer at a time; None on the other ranks. Collective."""

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from distill.checkpoint import STUDENT
+from distill.checkpoint.students import STUDENT
 from distill.config import ModelSettings
 from distill.errors import BadInput, Problem
 from distill.models.loading import load_config, load_tokenizer

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from distill.checkpoint import CHECKPOINTS, LATEST
+from distill.checkpoint.catalog import CHECKPOINTS, LATEST
 from distill.config import Config, dump
 
 _PACKAGES = (

@@ -20,12 +20,16 @@ _KEEPING = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28}
 _RETURNING = {_M_MMAP_MAX: 2**16, _M_MMAP_THRESHOLD: 2**17, _M_TRIM_THRESHOLD: 2**17, _M_TOP_PAD: 0}
 
 
+def ranks_on_host() -> int:
+    """How many ranks share this host."""
+    return int(os.environ.get("LOCAL_SIZE", "1"))
+
+
 def prepare_cpu_rank() -> None:
     """Split the host's cores between its ranks, and keep freed memory for reuse."""
     if "OMP_NUM_THREADS" not in os.environ:
         # torch would start a thread a core in every rank.
-        ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
-        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_here, 1))
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // ranks_on_host(), 1))
     _keep_freed_memory()
 
 
@@ -110,7 +114,7 @@ def free_memory_bytes() -> float:
     """What this rank may still take: its share of the host's memory, or what its accelerator has left."""
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
-        return psutil.virtual_memory().available / int(os.environ.get("LOCAL_SIZE", "1"))
+        return psutil.virtual_memory().available / ranks_on_host()
     # The allocator's own reserve can be used again.
     reserve = accelerator.memory_reserved() - accelerator.memory_allocated()
     return float(accelerator.available_memory() + reserve)

@@ -1,21 +1,23 @@
 """One flat record of namespaced metrics a step: all of it in metrics.jsonl and wandb, a few figures on the console."""
 
-import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from tqdm import tqdm
 
+from distill.checkpoint.disk import replace_file
 from distill.config import Config
+from distill.records_file import Records
 from distill.whereabouts import here
 
 Mode = Literal["online", "offline", "disabled"]
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+_WANDB_ID = "wandb-id"
 
 
 class Stopwatch:
@@ -41,17 +43,14 @@ class Stopwatch:
 class Telemetry:
     """The one writer. Every rank may hold one; only the writer's does anything."""
 
-    def __init__(self, config: Config, is_writer: bool, start_step: int, wandb_id: str | None):
+    def __init__(self, config: Config, is_writer: bool, start_step: int):
         self.folder, self.is_writer = config.run.folder, is_writer
-        self.wandb_id: str | None = None
         self._bar: Any = None
         self._wandb: Any = None
         if not is_writer:
             return
-        for name in (METRICS, SAMPLES):
-            _forget_after(self.folder / name, start_step)
-        self._wandb = _start_wandb(config, wandb_id)
-        self.wandb_id = self._wandb.id if self._wandb else None
+        self._metrics, self._samples = (Records(self.folder / name, start_step) for name in (METRICS, SAMPLES))
+        self._wandb = _start_wandb(config)
         self._timed = config.optim.max_minutes is not None
         total = config.optim.max_minutes * 60 if config.optim.max_minutes else config.optim.steps
         self._bar = tqdm(total=round(total), desc=self.folder.name, unit="s" if self._timed else "step", smoothing=0.1)
@@ -60,7 +59,7 @@ class Telemetry:
         """Write one record; `step` counts finished optimizer steps."""
         if not self.is_writer:
             return
-        _append(self.folder / METRICS, {"step": step, **metrics})
+        self._metrics.append({"step": step, **metrics})
         self._tell_wandb(lambda run: run.log(metrics, step=step))
         shown = {name: metrics[name] for name in _ON_THE_BAR if name in metrics}
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
@@ -74,7 +73,13 @@ class Telemetry:
         """Write example rollouts as text."""
         if self.is_writer:
             for row in rows:
-                _append(self.folder / SAMPLES, {"step": step, **row})
+                self._samples.append({"step": step, **row})
+
+    def flush(self) -> None:
+        """Wait until what was logged is on disk: a checkpoint at this step will not bring it again."""
+        if self.is_writer:
+            self._metrics.flush()
+            self._samples.flush()
 
     def say(self, text: str) -> None:
         """A line on the console, above the progress bar."""
@@ -100,35 +105,17 @@ class Telemetry:
 _ON_THE_BAR = ("loss/total", "student/reverse_kl", "reward/mean", "valid/loss", "valid/rouge_l")
 
 
+def warn(text: str) -> None:
+    """An error that the run survives: a line on the console, above any progress bar."""
+    tqdm.write(f"distill: {text}", file=sys.stderr)
+
+
 def progress(total: int, what: str, is_writer: bool) -> Any:
     """A bar with time left, for anything that may take longer than a few seconds."""
     return tqdm(total=total, desc=what, unit="row", disable=not is_writer, leave=False)
 
 
-def _append(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop records past `step`: a resumed run writes them again."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
-    beside = path.with_suffix(".new")
-    beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    beside.rename(path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        return float("inf")  # a line cut off by a kill
-
-
-def _start_wandb(config: Config, wandb_id: str | None) -> Any:
+def _start_wandb(config: Config) -> Any:
     mode: Mode | Literal["auto"] = config.log.wandb
     if mode == "disabled":
         return None
@@ -137,16 +124,21 @@ def _start_wandb(config: Config, wandb_id: str | None) -> Any:
     if mode == "auto":
         keyed = os.environ.get("WANDB_API_KEY") or _has_wandb_login()
         mode = cast(Mode, os.environ.get("WANDB_MODE") or ("online" if keyed else "offline"))
-    return wandb.init(
+    # In a file of its own: a run killed before its first checkpoint is the same run too.
+    id_file = config.run.folder / _WANDB_ID
+    wandb_id = id_file.read_text(encoding="utf-8").strip() if id_file.is_file() else None
+    run = wandb.init(
         project=config.log.project,
         name=config.run.folder.name,
         dir=config.run.folder,
         config=config.model_dump(mode="json"),
-        id=wandb_id,
+        id=wandb_id or None,
         resume="allow" if wandb_id else None,
         mode=mode,
         settings=wandb.Settings(silent=True, console="off"),
     )
+    replace_file(id_file, run.id.encode())
+    return run
 
 
 def _has_wandb_login() -> bool:

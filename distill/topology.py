@@ -77,15 +77,15 @@ class Topology:
 
     def max_over_ranks(self, value: float) -> float:
         """The largest of all ranks' values (one all-reduce)."""
-        return self.largest_over_ranks([value])[0]
+        return self.max_of_each([value])[0]
 
-    def largest_over_ranks(self, values: Sequence[float]) -> list[float]:
-        """The largest of all ranks' values, each by its place (one all-reduce)."""
+    def max_of_each(self, values: Sequence[float]) -> list[float]:
+        """The largest of all ranks' values, one by one (one all-reduce)."""
         if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return tensor.tolist()
+        return [float(value) for value in tensor.tolist()]
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -5,8 +5,12 @@ from dataclasses import replace
 
 import torch
 
-from distill import checkpoint, objectives
-from distill.checkpoint import RunState
+from distill import objectives
+from distill.checkpoint.catalog import RunState, tag_of
+from distill.checkpoint.disk import replace_file
+from distill.checkpoint.restoring import Restorer, contents_of
+from distill.checkpoint.saving import Saver
+from distill.checkpoint.students import recover_student, write_student
 from distill.config import RESOLVED, Config, ModelSettings, dump
 from distill.data.batches import Rollouts
 from distill.data.loading import InstructionRecords, open_plain_text
@@ -14,9 +18,9 @@ from distill.data.records import read_manifest
 from distill.data.translation import Translator
 from distill.deepspeed_settings import read_deepspeed_json, resolve_dtype
 from distill.engine import Engine
-from distill.errors import EXIT_PREEMPTED, Ended
+from distill.errors import EXIT_FAILED, EXIT_PREEMPTED, Ended
 from distill.evaluation.validation import Validation
-from distill.host import peak_memory_gib
+from distill.host import peak_memory_gib, ranks_on_host
 from distill.model_card import model_card
 from distill.models.loading import load_config, load_generation_config, load_tokenizer
 from distill.models.vocabulary import eos_ids, shared_vocabulary
@@ -37,7 +41,7 @@ from distill.sources import (
     Source,
 )
 from distill.teacher import Teacher
-from distill.telemetry import Stopwatch, Telemetry
+from distill.telemetry import Stopwatch, Telemetry, warn
 from distill.topology import Topology
 from distill.update import Updater
 from distill.vigil.words import resume
@@ -72,7 +76,8 @@ class Run:
         self.folder = config.run.folder
         if topology.is_writer:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / RESOLVED).write_text(dump(config), encoding="utf-8")
+            recover_student(self.folder)
+            replace_file(self.folder / RESOLVED, dump(config).encode())
         topology.barrier()
         # Dropout's masks; data order, coins and token draws have streams of their own.
         torch.manual_seed(config.run.seed * 2**16 + topology.dp_rank)
@@ -80,11 +85,11 @@ class Run:
         self._load_models()
         self._open_data()
         self.updater = Updater(self.objective, self.student, self.teacher, topology, self.watch)
+        self.saver = Saver(self.folder, topology, ranks_on_host(), config.checkpoint.keep, warn)
         self.told_to_stop = False
         with here.within("resume"):
             self.state = self._resume()
-        self.telemetry = Telemetry(config, topology.is_writer, self.state.step, self.state.wandb_id)
-        self.state = replace(self.state, wandb_id=self.telemetry.wandb_id)
+        self.telemetry = Telemetry(config, topology.is_writer, self.state.step)
         if self.state.step:
             self.telemetry.say(f"resumed {self.folder} at step {self.state.step}")
 
@@ -162,10 +167,12 @@ class Run:
         return rollouts
 
     def _resume(self) -> RunState:
-        found = checkpoint.latest(self.folder)
+        restorer = Restorer(self.folder, self.topology, warn)
+        found = restorer.newest()
         if found is None:
             return RunState()
-        rollouts = checkpoint.restore(self.folder, found.tag, self.student, self.topology)
+        rollouts = restorer.restore(found, self.student)
+        self.saver.saved = found.tag
         self.source.resume(rollouts, found.state.memory.get("source", {}))
         self.objective.memory = found.state.memory.get("objective", {})
         self.updater.memory = found.state.memory.get("updater", {})
@@ -194,10 +201,11 @@ class Run:
         figures = self.updater.step(micro_batches, plain_text)
         figures |= {f"adaptive/{name}": value for name, value in (self.source.memory | self.objective.memory).items()}
         # The slowest rank's clock is everyone's: all must agree when the time is up.
-        # So must they when one is told to stop.
-        elapsed = time.perf_counter() - started
-        seconds, told = self.topology.largest_over_ranks([elapsed, float(notice.told)])
+        given = [time.perf_counter() - started, float(self.saver.writing), float(notice.told)]
+        seconds, writing, told = self.topology.max_of_each(given)
         self.told_to_stop = told > 0
+        if self.saver.busy and not writing:
+            self.saver.finish()
         self.state = replace(self.state, step=step + 1, seconds=self.state.seconds + seconds)
         self.objective.memory = self.objective.advance(figures, self.progress)
         figures["time/step"] = seconds
@@ -238,44 +246,62 @@ class Run:
             figures, score = self.validation.run()
         self.telemetry.log(self.state.step, figures)
         if self.state.best is None or score > self.state.best:
-            self.state = replace(self.state, best=score)
-            self._write_student(figures)
+            if (error := self._write_student(figures)) is None:
+                self.state = replace(self.state, best=score, best_step=self.state.step)
+            else:
+                self._say_error(f"the best student so far is not written: {error}")
 
     def maybe_save(self) -> None:
-        """Checkpoint when it is time, at the end, and before leaving."""
-        if self.done or self.told_to_stop or self.state.step % self.config.checkpoint.every == 0:
-            with here.within("save"):
-                self.save()
+        """Checkpoint when it is time, when the student is the best so far, at the end, and before leaving."""
+        step = self.state.step
+        due = step % self.config.checkpoint.every == 0 or step == self.state.best_step
+        if self.done or due or self.told_to_stop:
+            self.save()
 
     def save(self) -> None:
-        """Checkpoint."""
+        """Begin a checkpoint; later steps finish it."""
         memory = {
             "source": self.source.memory,
             "objective": self.objective.memory,
             "updater": self.updater.memory,
         }
         self.state = replace(self.state, memory=memory)
-        keep = self.config.checkpoint.keep
-        checkpoint.save(self.folder, self.state, self.student, self.source.in_use(), self.topology, keep)
+        with here.within("save"):
+            self.telemetry.flush()
+            self.saver.begin(self.state, contents_of(self.student, self.source.in_use(), self.topology.rank))
 
     def maybe_leave(self) -> None:
-        """End before the last step if any rank was told to.
+        """End here, once the checkpoint is one, if any rank was told to.
 
         Raises:
             Ended: on every rank.
         """
-        if self.told_to_stop and not self.done:
-            self.telemetry.close()
-            self.topology.barrier()  # a launcher gives ranks 30 s once the first has left
-            raise Ended(EXIT_PREEMPTED, f"told to stop, saved at step {self.state.step}; {resume()}")
+        if not self.told_to_stop or self.done:
+            return
+        self.saver.finish()
+        self.telemetry.close()
+        self.topology.barrier()  # a launcher may kill the others once the first has left
+        step, newest = self.state.step, self.saver.saved
+        told = f"saved at step {step}" if newest == tag_of(step) else f"not saved at step {step}; {newest} stays"
+        raise Ended(EXIT_PREEMPTED, f"told to stop, {told}; {resume()}")
 
     def finish(self) -> None:
-        """Without validation data the last student is the one to keep."""
-        if self.validation is None:
-            self._write_student({})
+        """Without validation data the last student is the one to keep.
+
+        Raises:
+            Ended: it, or the last checkpoint, cannot be written.
+        """
+        if self.validation is None and (error := self._write_student({})) is not None:
+            raise Ended(EXIT_FAILED, f"the student is not written: {error}; make room and start again")
+        self.saver.finish()
         self.telemetry.say(f"{self.folder}: {self.state.step} steps in {self.state.seconds / 60:.1f} min")
         self.telemetry.close()
 
-    def _write_student(self, figures: dict[str, float]) -> None:
-        card = model_card(self.config, self.state.step, figures)
-        checkpoint.write_student(self.folder, self.student, self.tokenizer, card)
+    def _write_student(self, figures: dict[str, float]) -> str | None:
+        with here.within("write student"):
+            card = model_card(self.config, self.state.step, figures)
+            return write_student(self.folder, self.student, self.tokenizer, card)
+
+    def _say_error(self, text: str) -> None:
+        if self.topology.is_writer:
+            warn(text)

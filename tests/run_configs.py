@@ -1,9 +1,10 @@
 """Run configurations as plain dictionaries: what the doctor says of one, changes to it, a run folder that it began."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from distill.checkpoint.catalog import Found, RunState, publish
+from distill.checkpoint.disk import write_file
 from distill.config import Config, dump
 from distill.doctor import examine
 
@@ -20,8 +21,15 @@ def change(config: dict, dotted: str, value: object) -> dict:
 def started(good: dict, **changes: Any) -> None:
     """A run folder with a checkpoint, as `good` with `changes` would have left it."""
     folder = Path(good["run"]["folder"])
-    (folder / "checkpoints" / "step-0000001").mkdir(parents=True)
+    checkpoint(folder, 1, world_size=2)
     (folder / "config.yaml").write_text(dump(Config.model_validate(good | changes)))
-    (folder / "checkpoints" / "latest").write_text("step-0000001")
-    state = {"state": {"step": 1}, "world_size": 2, "tp_size": 1}
-    (folder / "checkpoints" / "step-0000001" / "state.json").write_text(json.dumps(state))
+
+
+def checkpoint(folder: Path, step: int, world_size: int = 1) -> Path:
+    """A whole checkpoint of one small file; its folder."""
+    root = folder / "checkpoints"
+    partial = root / f"step-{step:07d}.partial"
+    partial.mkdir(parents=True)
+    files = {"weights": write_file(partial / "weights", lambda file: file.write(b"weights"))}
+    publish(root, Found(f"step-{step:07d}", RunState(step=step), world_size, 1, files))
+    return root / f"step-{step:07d}"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from distill.checkpoint import latest
+from distill.checkpoint.catalog import newest
 from distill.evaluation.table import markdown_table, terminal_table
 from tools.stages import Ledger, Stage, StageFailed
 
@@ -79,7 +79,7 @@ def _training(name: str, deepspeed: list[str], recipe: str, run: Path, *override
 
 
 def _minutes(run: Path) -> float:
-    found = latest(run)
+    found, _ = newest(run)
     assert found is not None, "the stage before has just finished it"
     return found.state.seconds / 60
 

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from distill.checkpoint import CHECKPOINTS, latest
+from distill.checkpoint.catalog import CHECKPOINTS, newest
+from distill.checkpoint.restoring import rollouts_of
 from distill.config import RESOLVED, Config, load
 from distill.console import positive, quiet_libraries
 from distill.data.batches import Rollouts
@@ -46,15 +46,14 @@ def read_rollouts(run: Path) -> list[Rollouts]:
     Raises:
         BadInput: no checkpoint, or one of an objective that samples nothing.
     """
-    found = latest(run)
+    found, _ = newest(run)
     if found is None:
         raise BadInput(Problem("RUN", str(run), "no checkpoint there", "name the folder of a run that has saved one"))
-    folder = run / CHECKPOINTS / found.tag
-    files = [folder / f"rollouts-{rank}.safetensors" for rank in range(0, found.world_size, found.tp_size)]
-    if not files[0].is_file():
+    parts = rollouts_of(run / CHECKPOINTS, found)
+    if not parts:
         wrong = f"its checkpoint {found.tag} holds no rollouts"
         raise BadInput(Problem("RUN", str(run), wrong, "name a run whose objective samples"))
-    return [Rollouts(**load_file(file)) for file in files]
+    return parts
 
 
 def describe(rollouts: Rollouts, row: int, tokenizer: PreTrainedTokenizerBase, config: Config, show: Paint) -> str:

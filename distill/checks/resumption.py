@@ -2,39 +2,33 @@
 
 from typing import Any
 
-from distill.checkpoint import latest
+from distill.checkpoint.catalog import newest
 from distill.checks.report import Report
 from distill.config import RESOLVED, Config, load
-from distill.errors import BadInput
 from distill.objective_settings import DistillmSettings
 
 
 def check_resumption(config: Config, world_size: int | None, report: Report) -> None:
-    """A run folder that holds a checkpoint must get the settings and the ranks that wrote it."""
-    try:
-        found = latest(config.run.folder)
-    except BadInput as error:
-        report.problems += error.problems
-        return
+    """A run folder that holds a checkpoint must get the settings that it was written with; the layout may differ."""
+    folder = config.run.folder
+    found, damaged = newest(folder)
+    for tag, wrong in damaged.items():
+        report.notices.append(f"checkpoint {tag} cannot be used: {wrong}")
     if found is None:
+        wrong = f"none of its checkpoints can be used ({', '.join(damaged)})"
+        report.check(not damaged, "run.folder", str(folder), wrong, "put one back, or start in another folder")
         return
     for field_name, now, before in _changed_settings(config):
-        wrong = f"the run in {config.run.folder} was started with {before!r}"
+        wrong = f"the run in {folder} was started with {before!r}"
         report.check(False, field_name, now, wrong, "give the old value, or another run.folder")
-    if world_size is None:
-        return
     layout, saved = (world_size, config.parallel.student_tp), (found.world_size, found.tp_size)
-    report.check(
-        layout == saved,
-        "run.folder",
-        str(config.run.folder),
-        f"its checkpoint was written by {saved[0]} ranks at TP {saved[1]}, these are {layout[0]} at TP {layout[1]}",
-        f"start {saved[0]} ranks, or another run.folder",
-    )
+    if world_size is not None and layout != saved:
+        told = f"by {saved[0]} ranks at TP {saved[1]}; it will be dealt out anew to {layout[0]} at TP {layout[1]}"
+        report.notices.append(f"checkpoint {found.tag} was written {told}")
 
 
-# May differ between a run and its continuation: how long it goes on, what is watched or kept of it, and the memory
-# that vLLM samples in.
+# May differ between a run and its continuation: how long it goes on, how it is spread over ranks, what is watched or
+# kept of it, and the memory that vLLM samples in.
 _FREE = (
     "evaluation.",
     "checkpoint.",
@@ -42,7 +36,7 @@ _FREE = (
     "log.",
     "optim.steps",
     "optim.max_minutes",
-    "parallel.timeout_minutes",
+    "parallel.",
     "rollout.vllm_memory",
 )
 

@@ -1,0 +1,52 @@
+"""The student as a Hugging Face folder, replaced at once."""
+
+import os
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from distill.data.folders import recover_folder, replace_folder
+from distill.engine import Engine
+
+STUDENT = "student"
+
+
+def write_student(folder: Path, student: Engine, tokenizer: PreTrainedTokenizerBase, card: str) -> str | None:
+    """Put the student into `folder/student`, replacing what is there at once. Collective.
+
+    Returns what the disk refused, if it did: then the old one is still there. The same on every rank.
+    """
+    weights, error = student.state_dict(), None
+    if student.topology.is_writer:
+        partial = folder / f"{STUDENT}.partial"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            student.module.save_pretrained(partial, state_dict=weights)
+            tokenizer.save_pretrained(partial)
+            (partial / "README.md").write_text(card, encoding="utf-8")
+            _settle(partial)
+            replace_folder(partial, folder / STUDENT)
+        except (OSError, RuntimeError) as caught:
+            # safetensors has an error of its own for what the system says.
+            if not isinstance(caught, OSError) and "os error" not in str(caught).lower():
+                raise
+            shutil.rmtree(partial, ignore_errors=True)
+            error = str(caught)
+    return student.topology.gather_objects(error)[0]
+
+
+def recover_student(folder: Path) -> None:
+    """Put a student back that a kill has left set aside."""
+    shutil.rmtree(folder / f"{STUDENT}.partial", ignore_errors=True)
+    recover_folder(folder / STUDENT)
+
+
+def _settle(folder: Path) -> None:
+    """Give files the rights that the user's umask gives, whatever wrote them, and wait until they are on disk."""
+    rights = folder.stat().st_mode & 0o666
+    for path in folder.iterdir():
+        path.chmod(rights)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

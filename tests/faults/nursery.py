@@ -1,0 +1,57 @@
+"""A process that has imported everything and forks ranks: a run starts in a second, so hundreds can be broken.
+
+python tests/faults/nursery.py, then a JSON line on stdin for each run: {"ranks", "arguments", "port", "log", "break"}.
+It answers with a line each: {"pids"} when the ranks are there, {"codes"} when all have ended (negative: by a signal).
+The ranks of a run are a process group of their own. `break` is what breaking.py does in them.
+"""
+
+import json
+import os
+import sys
+import threading
+
+import breaking
+
+import distill.fingerprint
+import distill.trainer  # noqa: F401  imported before the ranks are forked
+from distill.cli import main
+from distill.console import leave
+
+
+def rank(number: int, job: dict) -> None:
+    os.setpgid(0, job["group"] or os.getpid())
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for old, new in ((0, nothing), (1, log), (2, log)):
+        os.dup2(new, old)
+    ranks, port = job["ranks"], job["port"]
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if job.get("break"):
+        breaking.prepare(job["break"], number)
+    leave(main(["train", *job["arguments"]]))
+
+
+def run(job: dict) -> None:
+    pids: list[int] = []
+    for number in range(job["ranks"]):
+        job["group"] = pids[0] if pids else 0
+        pid = os.fork()
+        if pid == 0:
+            rank(number, job)
+        if not pids:
+            os.setpgid(pid, pid)
+        pids.append(pid)
+    print(json.dumps({"pids": pids}), flush=True)
+    codes = {}
+    while len(codes) < len(pids):
+        pid, status = os.wait()
+        codes[pid] = os.waitstatus_to_exitcode(status)
+    print(json.dumps({"codes": [codes[pid] for pid in pids]}), flush=True)
+
+
+if __name__ == "__main__":
+    # A thread would be missing in the ranks, with whatever it holds.
+    assert len(os.listdir("/proc/self/task")) == threading.active_count() == 1, os.listdir("/proc/self/task")
+    for line in sys.stdin:
+        run(json.loads(line))
