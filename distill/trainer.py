@@ -253,19 +253,14 @@ class Run:
 
     def maybe_save(self) -> None:
         """Checkpoint when it is time, when the student is the best so far, at the end, and before leaving."""
-        step = self.state.step
-        due = step % self.config.checkpoint.every == 0 or step == self.state.best_step
+        due = self.state.step % self.config.checkpoint.every == 0 or self.state.step == self.state.best_step
         if self.done or due or self.told_to_stop:
             self.save()
 
     def save(self) -> None:
         """Begin a checkpoint; later steps finish it."""
-        memory = {
-            "source": self.source.memory,
-            "objective": self.objective.memory,
-            "updater": self.updater.memory,
-        }
-        self.state = replace(self.state, memory=memory)
+        learnt = {"source": self.source, "objective": self.objective, "updater": self.updater}
+        self.state = replace(self.state, memory={name: part.memory for name, part in learnt.items()})
         with here.within("save"):
             self.telemetry.flush()
             self.saver.begin(self.state, contents_of(self.student, self.source.in_use(), self.topology.rank))

@@ -92,6 +92,11 @@ class BrokenRun:
         """What it has printed so far."""
         return self.log.read_text(errors="replace").replace("\r", "\n")
 
+    @staticmethod
+    def now() -> float:
+        """On the clock of `strike` and `end`."""
+        return time.monotonic()
+
     def strike(self, process: psutil.Process | None = None, number: int = signal.SIGKILL) -> float:
         """Send a signal to one process, or to the launch; when that was."""
         os.kill(process.pid if process else self.process.pid, number)
