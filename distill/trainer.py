@@ -259,8 +259,8 @@ class Run:
 
     def save(self) -> None:
         """Begin a checkpoint; later steps finish it."""
-        learnt = {"source": self.source, "objective": self.objective, "updater": self.updater}
-        self.state = replace(self.state, memory={name: part.memory for name, part in learnt.items()})
+        memory = {"source": self.source.memory, "objective": self.objective.memory, "updater": self.updater.memory}
+        self.state = replace(self.state, memory=memory)
         with here.within("save"):
             self.telemetry.flush()
             self.saver.begin(self.state, contents_of(self.student, self.source.in_use(), self.topology.rank))

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 _PREFIX = "vigil"
-_LEAVE, _END, _HEARD = "leave", "end", "heard"
+_LEAVE, _END, _HEARD, _BROKEN = "leave", "end", "heard", "broken"
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,14 @@ class Board:
     def heard(self) -> int:
         """How many ranks know it."""
         return int(self._store.add(_HEARD, 0))
+
+    def report_broken(self) -> None:
+        """This rank has lost a connection to another."""
+        self._store.set(_BROKEN, "")
+
+    def is_broken(self) -> bool:
+        """Whether any rank has."""
+        return bool(self._store.check([_BROKEN]))
 
     def told_to_leave(self) -> bool:
         """Whether the launch has asked the run to save itself and stop."""

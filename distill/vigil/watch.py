@@ -29,8 +29,10 @@ from distill.whereabouts import here
 _LOOK_SECONDS, _BEAT_SECONDS = 0.25, 1.0
 # A rank that cannot publish for so long has lost the network, or its interpreter is stuck.
 _SILENT_SECONDS = 30.0
-# A broken connection is noticed at once, what has broken it within this time.
-_CAUSE_SECONDS = 3.0
+# After a connection has broken somewhere, a rank that is silent for so long is what has broken it.
+_BROKEN_SECONDS = 5.0
+# So who has noticed waits for that to be said.
+_CAUSE_SECONDS = 8.0
 # Rank 0 holds the store: it stays until the others have read the verdict there.
 _HEAR_SECONDS = 4.0
 # A rank that has failed closes its wandb run; one that has bad input is about to say so.
@@ -99,6 +101,8 @@ class Vigil:
         """This rank has failed: say so, unless another's fault has made it fail; the exit code."""
         follows = words.follows(error)
         if follows:
+            with suppress(dist.DistError):
+                self._board.report_broken()
             time.sleep(_CAUSE_SECONDS)  # if there is a cause, the watch ends this process
         self._leaving = True
         ours = standing = Verdict(EXIT_FAILED, words.failed(self._name(self.rank), self._beat(), error), self.rank)
@@ -188,8 +192,9 @@ class Vigil:
         if self._talk.told_to_leave():
             notice.tell()
         beats = self._talk.beats()
-        if silent := self._overseer.silent(beats, _SILENT_SECONDS):
-            told = words.silent([self._name(rank) for rank in silent], beats[silent[0]], _SILENT_SECONDS)
+        patience = _BROKEN_SECONDS if self._talk.is_broken() else _SILENT_SECONDS
+        if silent := self._overseer.silent(beats, patience):
+            told = words.silent([self._name(rank) for rank in silent], beats[silent[0]], patience)
             self._carry_out(self._talk.condemn(Verdict(EXIT_FAILED, told, self.rank, mute=tuple(silent))))
         elif seconds := self._overseer.stalled(beats):
             suspects = self._overseer.suspects(beats)

@@ -55,7 +55,7 @@ def silent(who: list[str], beat: Beat, seconds: float) -> str:
     more = f" and {len(who) - 1} more ranks" if len(who) > 1 else ""
     return (
         f"{who[0]}{more} not heard of for {seconds:.0f} s, last {beat.where}: "
-        "the host or its network is gone, or the process does not run"
+        "the process is gone or does not run, or its host or network is gone"
     )
 
 

@@ -151,10 +151,23 @@ def test_an_exception_is_told_once_and_ends_all(ranks: Ranks) -> None:
     assert ranks.said(2) == ""
 
 
-def test_a_broken_connection_without_a_cause_is_told(ranks: Ranks) -> None:
+def test_a_broken_connection_without_a_cause_is_told(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_CAUSE_SECONDS", 2)
     ranks.start(sleep(), fails(RuntimeError("NCCL error: remote process exited")))
     assert ranks.codes(15) == [1, 1]
     assert "failed at step 5 in rollouts: RuntimeError: NCCL error" in ranks.said(1)
+
+
+def test_who_is_silent_when_a_connection_breaks_has_broken_it(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that is alone on its host, where nobody sees its process."""
+    monkeypatch.setattr(watch, "_BROKEN_SECONDS", 2)
+    monkeypatch.setattr(watch, "place", lambda: os.environ["RANK"])
+    ranks.start(sleep(), sleep(), fails(RuntimeError("gloo: Connection closed by peer"), 4))
+    ranks.wait_until_up()
+    os.kill(ranks.pids[1], signal.SIGKILL)
+    assert ranks.codes(12) == [1, -signal.SIGKILL, 1]
+    assert "distill: rank 1 not heard of for 2 s, last at step 5 in rollouts: " in ranks.said(0)
+    assert "Traceback" not in ranks.said(2)
 
 
 def test_bad_input_of_all_or_one_is_told_by_one(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
