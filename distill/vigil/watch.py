@@ -211,10 +211,14 @@ class Vigil:
             time.sleep(_LEAVE_SECONDS)  # the main thread is faster
         else:
             # On its own host whoever found it says it, elsewhere the first that still lives.
-            if verdict.by == self.rank or (self._neighbours.first() and verdict.by not in self._neighbours):
-                _speak(verdict.words)
+            speaks = verdict.by == self.rank or (self._neighbours.first() and verdict.by not in self._neighbours)
             self._neighbours.kill(verdict.mute)
-            self._stay(self._talk, verdict)
+            if verdict.stacks:
+                self._stay(self._talk, verdict)  # last words stand below everyone's stacks
+            if speaks:
+                _speak(verdict.words)
+            if not verdict.stacks:
+                self._stay(self._talk, verdict)
         _exit(verdict.code)
 
     def _end_alone(self, how: str) -> NoReturn:
