@@ -144,6 +144,7 @@ class Vigil:
             # The same if the interpreter is stuck, and with it this thread: the timer is none of Python's.
             faulthandler.dump_traceback_later(_SILENT_SECONDS, exit=True)
             if time.monotonic() - self._spoken > _SILENT_SECONDS and not self._leaving:
+                self._leaving = True  # not for the watch to say that it was killed
                 self._neighbours.kill((0,))  # it may be here, and frozen
                 self._end_alone(f"has not answered for {_SILENT_SECONDS:.0f} s")
         faulthandler.cancel_dump_traceback_later()
