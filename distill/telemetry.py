@@ -99,7 +99,7 @@ class Telemetry:
                 say(self._wandb)
             except Exception as error:
                 self._wandb = None
-                self.say(f"distill: wandb is lost ({type(error).__name__}: {error}); {METRICS} has everything")
+                warn(f"wandb is lost ({type(error).__name__}: {error}); {METRICS} has everything")
 
 
 _ON_THE_BAR = ("loss/total", "student/reverse_kl", "reward/mean", "valid/loss", "valid/rouge_l")

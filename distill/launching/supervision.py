@@ -46,6 +46,8 @@ class Supervisor:
         SIGTERM and SIGUSR1 let the ranks save themselves and stop, once; again, or SIGINT, ends them. They end too, on
         Linux, when this process is killed.
         """
+        if self.told:
+            return EXIT_FAILED
         self._meeting = meeting
         us = os.getpid()
         self._child = os.fork()
