@@ -18,33 +18,46 @@ env: .venv/.installed  ## make .venv with the pinned requirements
 	$(BIN)/pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-demo: env  ## distil a real model end to end into runs/demo (FRESH=1 starts again)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tools.demo --ranks $(RANKS) $(if $(filter 1,$(FRESH)),--fresh)
-
-# make preprocess DATA='raw/*.jsonl' OUT=records/train TOKENIZER=models/student; the same under mpirun and srun
+# Variables reach the shell through its environment and as they were typed: quotes, $ and ` in them stay what they are.
+DATA ?=
+OUT ?=
+TOKENIZER ?=
 TEMPLATE ?= alpaca
 KIND ?= instructions
 MAX_PROMPT ?= 256
 MAX_LENGTH ?= 512
 ON_BAD ?= fail
+WORKERS ?=
+FRESH ?=
+define as_typed
+override $(1) := $$(value $(1))
+export $(1)
+endef
+GIVEN := DATA OUT TOKENIZER TEMPLATE KIND MAX_PROMPT MAX_LENGTH ON_BAD WORKERS FRESH RANKS
+$(foreach name,$(GIVEN),$(eval $(call as_typed,$(name))))
+
+demo: env  ## distil a real model end to end into runs/demo (FRESH=1 starts again)
+	@fresh=; [ "$$FRESH" != 1 ] || fresh=--fresh; PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m tools.demo --ranks "$$RANKS" $$fresh
+
+# make preprocess DATA='raw/*.jsonl' OUT=records/train TOKENIZER=models/student; the same under mpirun and srun
 preprocess: env  ## tokenise DATA= into OUT= with TOKENIZER= (TEMPLATE= KIND= MAX_PROMPT= MAX_LENGTH= ON_BAD= WORKERS=)
 	@for name in DATA OUT TOKENIZER; do [ -n "$${!name}" ] || { echo "make preprocess: $$name= is missing, as in make preprocess DATA=file.jsonl OUT=folder TOKENIZER=folder" >&2; exit 2; }; done
 	@$(BIN)/python -m data_prep.preprocess --data "$$DATA" --out "$$OUT" --tokenizer "$$TOKENIZER" \
-	  --kind "$(KIND)" --template "$(TEMPLATE)" --max-prompt "$(MAX_PROMPT)" --max-length "$(MAX_LENGTH)" \
-	  --on-bad "$(ON_BAD)" $(if $(WORKERS),--workers "$(WORKERS)")
+	  --kind "$$KIND" --template "$$TEMPLATE" --max-prompt "$$MAX_PROMPT" --max-length "$$MAX_LENGTH" \
+	  --on-bad "$$ON_BAD" $${WORKERS:+--workers "$$WORKERS"}
 
 test: env  ## run all tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -q
 
 test-multinode: env  ## two hosts made of network namespaces, over pdsh and OpenMPI (root on Linux; else skipped)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/multinode
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/multinode
 
 check: env  ## format, lint, types, import layers, fast tests (under 2 minutes)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m "not slow"
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m "not slow"
 
 docs: env  ## write the config reference into README.md
 	$(BIN)/python -m tools.config_reference README.md

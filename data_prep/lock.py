@@ -16,13 +16,15 @@ LOCK = "lock"
 
 @contextmanager
 def alone_in(folder: Path, out: Path) -> Iterator[bool]:
-    """Hold `folder`, the work folder of `out`, which is made, and removed if nothing else is left in it.
+    """Hold `folder`, the work folder of `out`, which is made, and removed with the folders made for it if nothing else
+    is left in them.
 
     The lock ends with this process, however that ends. False: the file system knows no locks.
 
     Raises:
-        BadInput: another run holds it.
+        BadInput: another run holds it, or it cannot be made.
     """
+    made = [parent for parent in folder.absolute().parents if not parent.exists()]
     file, locked = _take(folder, out)
     try:
         yield locked
@@ -31,18 +33,26 @@ def alone_in(folder: Path, out: Path) -> Iterator[bool]:
             if [path.name for path in folder.iterdir()] == [LOCK] and _is_at(folder / LOCK, file):
                 (folder / LOCK).unlink()
         file.close()  # before the folder goes: NFS keeps a file that is open under another name
-        with suppress(OSError):  # not empty
-            folder.rmdir()
+        for path in (folder, *made):
+            with suppress(OSError):  # not empty
+                path.rmdir()
 
 
 def _take(folder: Path, out: Path) -> tuple[TextIO, bool]:
     path = folder / LOCK
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            wrong = f"cannot be made ({error.strerror or error})"
+            raise BadInput(Problem("OUT", str(out), wrong, "name a folder where you may write")) from None
         try:
             file = path.open("a+", encoding="utf-8")
         except FileNotFoundError:  # a run that ended removed the folder just now
             continue
+        except OSError as error:
+            wrong = f"{folder} cannot be written to ({error.strerror or error})"
+            raise BadInput(Problem("OUT", str(out), wrong, "name a folder where you may write")) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

@@ -173,6 +173,8 @@ def _check_tokenizer(tokenizer: Any, recipe: Recipe, kind: Kind) -> None:
 
 
 def _check_replaceable(out: Path, tokenizer: str) -> None:
+    if out.name in ("", ".."):
+        raise BadInput(Problem("OUT", str(out), "names no folder of its own", "name one, as in records/train"))
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / MANIFEST).is_file():

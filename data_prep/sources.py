@@ -6,52 +6,93 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.shards import unreadable
 from distill.errors import BadInput, Problem
+
+_UNPACK = "unpack it first"
+_NO_TEXT = {
+    b"\x1f\x8b": ("gzip", _UNPACK),
+    b"BZh": ("bzip2", _UNPACK),
+    b"\xfd7zXZ": ("xz", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("zstd", _UNPACK),
+    b"PK\x03\x04": ("a zip archive", _UNPACK),
+    b"PAR1": ("Parquet", "write it as jsonl first"),
+    b"\xff\xfe": ("UTF-16", "convert it to UTF-8"),
+    b"\xfe\xff": ("UTF-16", "convert it to UTF-8"),
+}
+_LONGEST_MAGIC = max(map(len, _NO_TEXT))
 
 
 def find_files(patterns: list[str], field: str = "DATA") -> list[Path]:
     """Files that the paths and globs name, sorted, each once.
 
     Raises:
-        BadInput: a pattern that names no file, or an empty file.
+        BadInput: a pattern that names no file, an empty file, or one of a packed or binary kind.
     """
     found: set[Path] = set()
     for pattern in patterns:
         matches = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
+        if not matches and Path(pattern).is_dir():
+            mend = f"name the files in it, as in '{pattern.rstrip('/')}/*.jsonl'"
+            raise BadInput(Problem(field, pattern, "is a folder", mend))
         if not matches:
             raise BadInput(Problem(field, pattern, "no such file", "give existing files or a glob that matches some"))
         found |= set(matches)
     for path in found:
+        _check_head(path, field)
+    return sorted(found)
+
+
+def _check_head(path: Path, field: str) -> None:
+    """See that a file may well be text; what cannot be read is left to whoever reads all of it."""
+    try:
         if path.stat().st_size == 0:
             raise BadInput(Problem(field, str(path), "the file is empty", "remove it or fill it"))
-    return sorted(found)
+        with path.open("rb") as file:
+            head = file.read(_LONGEST_MAGIC)
+    except OSError:
+        return
+    for magic, (kind, mend) in _NO_TEXT.items():
+        if head.startswith(magic):
+            raise BadInput(Problem(field, str(path), f"is {kind}, no text", mend))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Non-blank lines with their 1-based numbers.
 
     Raises:
-        BadInput: not UTF-8.
+        BadInput: not UTF-8, or not to be read.
     """
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError:
-                raise BadInput(Problem("DATA", f"{path}:{number}", "not UTF-8", "convert the file")) from None
-            if line.strip():
-                yield number, line
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                try:
+                    line = raw.decode("utf-8")
+                except UnicodeDecodeError:
+                    raise BadInput(Problem("DATA", f"{path}:{number}", "not UTF-8", "convert the file")) from None
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise BadInput(unreadable(str(path), error)) from None
 
 
 def parse_json(line: str, where: str) -> Any:
     """One line's JSON value.
 
     Raises:
-        BadInput: names `where` (file:line) and the column.
+        BadInput: it has none, or holds what is no text; names `where` (file:line).
     """
+    if line.startswith("\ufeff"):
+        raise BadInput(Problem("DATA", where, "begins with a byte-order mark", "save the file as UTF-8 without one"))
     try:
-        return json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError) as error:
         column = getattr(error, "colno", "?")
         wrong = f"not valid JSON at column {column}"
         raise BadInput(Problem("DATA", where, wrong, "one JSON object a line is needed")) from None
+    if "\\ud" in line or "\\uD" in line:  # half a pair of them is valid JSON, but no text
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BadInput(Problem("DATA", where, "holds half a surrogate pair", "correct the line")) from None
+    return value

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_prep.sources import find_files, parse_json, read_lines
 from data_prep.templates import TEMPLATES, Malformed, parse, render
-from distill.config import RolloutSettings
+from distill.config import RolloutSettings, model_at
 from distill.console import leave, positive, quiet_libraries, run_on_ranks
 from distill.data.loading import token_batch
 from distill.errors import BadInput, Problem
@@ -85,12 +85,13 @@ def _read(path: Path, args: argparse.Namespace, tokenizer: PreTrainedTokenizerBa
 
 def answer(args: argparse.Namespace) -> None:
     """Answer all prompts, shared out over the ranks, and write each file's in its order."""
+    model = model_at(args.teacher, "--teacher", args.allow_pickle)
     roll = assemble()  # to the end: other ranks read from rank 0's store when it has gone on
-    bring({"--teacher": args.teacher}, roll)
+    bring({"--teacher": model}, roll)
     sampled, greedy = read_files(args)
     topology = start()
-    vocabulary = common_vocabulary([args.teacher])
-    teacher = load_frozen(args.teacher, vocabulary, topology)
+    vocabulary = common_vocabulary([model])
+    teacher = load_frozen(model, vocabulary, topology)
     for files, top_k, what in ((sampled, 0, "sampled responses"), (greedy, 1, "greedy responses")):
         if files:
             settings = RolloutSettings(alpha=0, max_new_tokens=args.max_new_tokens, batch=args.batch, top_k=top_k)
@@ -143,6 +144,7 @@ def main() -> int:
     parser.add_argument("--max-new-tokens", type=positive, default=256)
     parser.add_argument("--batch", type=positive, default=32, help="rows decoded together on one rank")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--allow-pickle", action="store_true", help="read weights that are not safetensors")
     args = parser.parse_args()
     quiet_libraries()
     return run_on_ranks(lambda: answer(args))

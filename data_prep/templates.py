@@ -105,13 +105,17 @@ def prompt_texts(examples: list[Example], template: str, tokenizer: PreTrainedTo
     ]
 
 
+# A template is a program, and any of its errors the record's: it may be right for others.
+_OF_TEMPLATES = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
 def _chat(examples: list[Example], tokenizer: PreTrainedTokenizerBase) -> list[str | Malformed]:
     if not examples:
         return []
     try:
         conversations = [example.messages for example in examples]
         return list(tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False))
-    except TemplateError as error:
+    except _OF_TEMPLATES as error:
         if len(examples) == 1:
             return [Malformed(f"the tokenizer's chat template refuses it: {error}")]
         return [text for example in examples for text in _chat([example], tokenizer)]

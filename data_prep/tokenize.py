@@ -1,7 +1,6 @@
 """The work of one worker: a shard of raw lines in, one file of tokenised rows and a summary out."""
 
 import hashlib
-import json
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -193,22 +192,12 @@ def _examples(lines: list[Text], summary: Summary) -> list[tuple[Line, Example]]
     found = []
     for line, text in lines:
         try:
-            found.append((line, parse(_json(line, text), default_id=line.where)))
+            found.append((line, parse(parse_json(text, line.where), default_id=line.where)))
         except BadInput as error:
             summary.refuse(error.problems[0])
         except Malformed as error:
             summary.refuse(Problem("DATA", line.where, str(error), "correct the line"))
     return found
-
-
-def _json(line: Line, text: str) -> Any:
-    value = parse_json(text, line.where)
-    if "\\ud" in text or "\\uD" in text:  # half a pair of them is valid JSON, but no text
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise Malformed("holds half a surrogate pair") from None
-    return value
 
 
 def _responses(examples: list[Example], encode: Encoder) -> list[list[int]]:
@@ -227,7 +216,7 @@ def _tokens(lines: list[Text], encode: Encoder, summary: Summary) -> np.ndarray:
             texts.append(text)
             continue
         try:
-            texts.append(_text_field(_json(line, text)))
+            texts.append(_text_field(parse_json(text, line.where)))
         except BadInput as error:
             summary.refuse(error.problems[0])
             is_json.pop()

@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max-new-tokens", type=positive, default=256)
     evaluate.add_argument("--batch", type=positive, default=32, help="rows decoded together on one rank")
     evaluate.add_argument("--micro-batch", type=positive, default=8, help="rows scored together on one rank")
+    evaluate.add_argument("--allow-pickle", action="store_true", help="read weights that are not safetensors")
     evaluate.set_defaults(run=_evaluate)
 
     export = verbs.add_parser("export", help="copy a run's student out as a Hugging Face folder with a model card")
@@ -112,8 +113,8 @@ def _plan(args: argparse.Namespace) -> int:
     from distill.planning.setup import GIB, Cluster, prepare
     from distill.planning.table import as_json, describe
 
-    if args.json and not args.json.parent.is_dir():
-        raise BadInput(Problem("--json", str(args.json), "its folder does not exist", "make it first"))
+    if args.json:
+        _check_file_to_write("--json", args.json)
     cluster = Cluster(
         nodes=args.nodes,
         per_node=args.gpus_per_node,
@@ -132,6 +133,15 @@ def _plan(args: argparse.Namespace) -> int:
     return 0 if plan.fits else EXIT_DOES_NOT_FIT
 
 
+def _check_file_to_write(field: str, path: Path, makes_folder: bool = False) -> None:
+    """Before hours of work end with no place for it."""
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir():
+        raise BadInput(Problem(field, str(path), "is a folder", "give the path of a file"))
+    if not nearest.is_dir() or not (makes_folder or nearest == path.absolute().parent):
+        raise BadInput(Problem(field, str(path), "its folder does not exist", "make it first"))
+
+
 def _examine(config: object, world_size: int | None) -> None:
     from distill.config import Config
     from distill.doctor import examine
@@ -145,22 +155,26 @@ def _examine(config: object, world_size: int | None) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from distill.config import RolloutSettings
+    from distill.config import RolloutSettings, model_at
     from distill.evaluation.runner import evaluate
     from distill.evaluation.table import terminal_table
     from distill.models.downloads import bring
     from distill.rollcall import assemble
 
+    _check_file_to_write("--out", args.out, makes_folder=True)
     models = {}
     for item in args.model:
         name, equals, path = item.partition("=")
-        if not equals:
+        if not (equals and name and path):
             raise BadInput(Problem("--model", item, "not of the form NAME=DIR", "e.g. --model student=runs/x/student"))
-        models[name] = path
+        if name in models:
+            raise BadInput(Problem("--model", item, f"another one is called {name!r}", "give each a name of its own"))
+        models[name] = model_at(path, "--model", args.allow_pickle)
+    teacher = model_at(args.teacher, "--teacher", args.allow_pickle)
     roll = assemble()  # to the end: other ranks read from rank 0's store when it has gone on
-    bring({"--teacher": args.teacher} | {f"--model {name}": path for name, path in models.items()}, roll)
+    bring({"--teacher": teacher} | {f"--model {name}": model for name, model in models.items()}, roll)
     settings = RolloutSettings(alpha=0, max_new_tokens=args.max_new_tokens, batch=args.batch)
-    report = evaluate(args.teacher, models, args.data, args.out, settings, args.seeds, args.micro_batch)
+    report = evaluate(teacher, models, args.data, args.out, settings, args.seeds, args.micro_batch)
     if os.environ["RANK"] == "0":
         print(terminal_table(report))
 
@@ -170,6 +184,9 @@ def _export(args: argparse.Namespace) -> None:
 
     if args.results and not args.results.is_file():
         raise BadInput(Problem("--results", str(args.results), "no such file", "give a Markdown file"))
-    results = args.results.read_text(encoding="utf-8") if args.results else ""
+    try:
+        results = args.results.read_text(encoding="utf-8") if args.results else ""
+    except (OSError, ValueError) as error:
+        raise BadInput(Problem("--results", str(args.results), f"cannot be read ({error})", "give Markdown")) from None
     export(args.folder, args.out, results)
     print(f"{args.out}: ready for AutoModelForCausalLM.from_pretrained")

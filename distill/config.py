@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError
 
 from distill.errors import BadInput, Problem
 from distill.objective_settings import OBJECTIVES, ObjectiveSettings
-from distill.settings import Settings
+from distill.settings import FilePath, ModelPath, Settings
+from distill.yaml_file import Unreadable, parse_yaml, read_yaml
 
 RESOLVED = "config.yaml"
 """The run folder's copy of its settings, every default and preset written out."""
@@ -23,24 +24,27 @@ RESOLVED = "config.yaml"
 class RunSettings(Settings):
     """Where the run lives and what makes it repeatable."""
 
-    folder: Path = Field(description="Run folder: resolved config, metrics, checkpoints, samples and the student.")
-    seed: int = Field(0, ge=0, description="Seeds data order, coins and every sampled token, each on its own axis.")
+    folder: FilePath = Field(description="Run folder: resolved config, metrics, checkpoints, samples and the student.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seeds data order, coins and every sampled token, each on its own axis."
+    )
 
 
 class ModelSettings(Settings):
     """A causal language model and how to open it."""
 
-    path: str = Field(description="Hugging Face folder or hub id.")
+    path: ModelPath = Field(description="Hugging Face folder or hub id.")
     trust_remote_code: bool = Field(False, description="Run model code that comes with the weights.")
+    allow_pickle: bool = Field(False, description="Read weights from pickle files where there are no safetensors.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward (training only).")
 
 
 class DataSettings(Settings):
     """Folders written by `make preprocess`."""
 
-    train: Path = Field(description="Training records (prompts and responses).")
-    valid: Path | None = Field(None, description="Validation records; without them the last student is kept.")
-    plain_text: Path | None = Field(
+    train: FilePath = Field(description="Training records (prompts and responses).")
+    valid: FilePath | None = Field(None, description="Validation records; without them the last student is kept.")
+    plain_text: FilePath | None = Field(
         None, description="Records for L_PT: packed plain text, or instructions with responses; none switches L_PT off."
     )
 
@@ -80,13 +84,16 @@ class RolloutSettings(Settings):
     )
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimSettings(Settings):
     """AdamW and its schedule. `batch_size` is global; `micro_batch` is what one rank takes at once."""
 
     lr: float = Field(5e-6, gt=0, description="Peak learning rate.")
     schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="Shape after the warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Linear warm-up from 0.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decay rates.")
+    betas: tuple[_Decay, _Decay] = Field((0.9, 0.95), description="AdamW's moment decay rates.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of matrices; vectors are exempt.")
     clip_norm: float = Field(1.0, gt=0, description="Global gradient-norm clip.")
     batch_size: int = Field(64, gt=0, description="Sequences in one optimizer step, over all ranks.")
@@ -100,7 +107,7 @@ class OptimSettings(Settings):
 class ParallelSettings(Settings):
     """How both models are laid out over the ranks."""
 
-    deepspeed: Path = Field(
+    deepspeed: FilePath = Field(
         Path("ds_configs/zero3.json"), description="DeepSpeed JSON; its `auto` values are filled here."
     )
     student_tp: int = Field(1, gt=0, description="Tensor-parallel degree of the student.")
@@ -108,7 +115,10 @@ class ParallelSettings(Settings):
         1, gt=0, description="Tensor-parallel degree of the teacher: the student's, or any beside a student of 1."
     )
     timeout_minutes: float = Field(
-        120, gt=0, description="Longest wait of a rank for the others before the run ends: one of them is gone."
+        120,
+        gt=0,
+        le=525_600,
+        description="Longest wait of a rank for the others before the run ends: one of them is gone.",
     )
 
 
@@ -135,6 +145,15 @@ class FaultSettings(Settings):
     )
     max_bad_steps: int = Field(
         10, ge=0, description="Steps in a row that may be skipped because a number in them is not finite."
+    )
+    loss_spike: float = Field(
+        6.0, ge=0, description="Warn of a loss so many standard deviations above its running mean; 0: never."
+    )
+    min_length: float = Field(
+        0.25, ge=0, lt=1, description="Warn where responses are under this share of the first rounds' length; 0: never."
+    )
+    min_distinct: float = Field(
+        0.5, ge=0, le=1, description="Warn where fewer of a response's 4-grams are distinct, as a share; 0: never."
     )
 
 
@@ -181,7 +200,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         BadInput: an unreadable file, an override that is not `key=value`, or settings that do not fit; all at once.
     """
-    raw = _read_yaml(Path(path))
+    raw = _read_recipe(Path(path))
     for override in overrides:
         _apply_override(raw, override)
     try:
@@ -190,22 +209,33 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise BadInput([_describe(item) for item in error.errors()]) from None
 
 
+def model_at(path: str, field: str, allow_pickle: bool = False) -> ModelSettings:
+    """The settings of a model that a command's own argument names.
+
+    Raises:
+        BadInput: what cannot be a path or a hub id; names the argument `field`.
+    """
+    try:
+        return ModelSettings(path=path, allow_pickle=allow_pickle)
+    except ValidationError as error:
+        problem = _describe(error.errors()[0])
+        raise BadInput(Problem(field, path, problem.wrong, "give a Hugging Face folder or hub id")) from None
+
+
 def dump(config: Config) -> str:
     """The resolved settings as YAML that `load` reads back to an equal `Config`."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_recipe(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise BadInput(
-            Problem("--config", str(path), "no such file", "give the path of a recipe, as in launch/recipes/")
-        )
+        wrong = "is a folder" if path.is_dir() else "no such file"
+        raise BadInput(Problem("--config", str(path), wrong, "give the path of a recipe, as in launch/recipes/"))
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise BadInput(Problem("--config", where, "not valid YAML", "correct the file near that line")) from None
+        raw = read_yaml(path)
+    except Unreadable as error:
+        where = f"{path}:{error.line}" if error.line else str(path)
+        raise BadInput(Problem("--config", where, str(error), "correct the file")) from None
     if not isinstance(raw, dict):
         raise BadInput(Problem("--config", str(path), "holds no settings", "give it sections such as `student:`"))
     return raw
@@ -213,7 +243,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise BadInput(Problem("override", override, "not of the form section.key=value", "e.g. optim.lr=1e-5"))
     *parents, leaf = key.split(".")
     node = raw
@@ -222,9 +252,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise BadInput(Problem(key, text, f"{parent!r} is a value, not a section", "see the config reference"))
     try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise BadInput(Problem(key, text, "not a valid YAML value", "quote it")) from None
+        node[leaf] = parse_yaml(text)
+    except Unreadable as error:
+        raise BadInput(Problem(key, text, str(error), "quote it")) from None
 
 
 def _describe(error: Any) -> Problem:
@@ -241,6 +271,10 @@ def _describe(error: Any) -> Problem:
         )
     if error["type"] == "missing":
         return Problem(field, None, "missing", "add it")
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return Problem(field, value, "is no section of settings", "give it keys, as in the config reference")
+    if error["type"] == "path_type":
+        return Problem(field, value, "is no path", "give a text")
     if error["type"] == "union_tag_invalid":
         tag = value.get("name") if isinstance(value, dict) else value
         return Problem("objective.name", tag, "unknown objective", f"one of {error['ctx']['expected_tags']}")

@@ -23,6 +23,7 @@ from distill.config import ModelSettings, OptimSettings
 from distill.data.batches import TokenBatch
 from distill.deepspeed_settings import fill_auto
 from distill.host import freed_memory_returned
+from distill.loss_scale import LossScale
 from distill.models.heads import Finish, check_head, hidden_states, project, vocab_shard
 from distill.models.loading import load_model
 from distill.models.vocab_shard import VocabShard, gather_along
@@ -67,6 +68,7 @@ class Engine:
                 dealt_out = _can_deal_out_head(model)
                 ds_config["tensor_parallel"] = {"autotp_size": tp_size, "vocab_parallel_lm_head": dealt_out}
             self._ds = _freeze(model, ds_config) if optim is None else self._train(model, ds_config, optim)
+            self.loss_scale = LossScale(self._ds.optimizer) if optim and dtype == torch.float16 else None
             del model
             # Tensor parallelism leaves the weights it has replaced in reference cycles: a second copy of the shards,
             # for as long as the collector does not look that far.
@@ -93,6 +95,9 @@ class Engine:
             lr_scheduler=lambda optimizer: schedule(optimizer, optim),
         )
         _tell_norm(engine)
+        if engine.autotp_size() > 1:
+            # In fp32 ZeRO 1 and 2 look at the norm alone, which is not of all ranks of a replica: see `_nan_of_any`.
+            engine.optimizer.check_grad_overflow = True
         return engine
 
     @property
@@ -241,8 +246,16 @@ class Engine:
         self._ds.backward(total / count * self.topology.dp_size)
 
     def step(self) -> float:
-        """Clip, update, advance the schedule. Returns the gradient's global norm before clipping."""
+        """Clip, update, advance the schedule. Returns the gradient's global norm before clipping.
+
+        Where that is not finite nothing else changes on any rank, but for fp16's loss scale. The schedule goes by the
+        steps, skipped or not: DeepSpeed would hold it back, at some stages and in some precisions.
+        """
+        if self.loss_scale:
+            self.loss_scale.note()
         self._ds.step()
+        if not self._ds.was_step_applied():
+            self._ds.lr_scheduler.step()
         return float(self._ds.get_global_grad_norm() or 0.0)
 
     @property
@@ -313,13 +326,31 @@ def _freeze(model: PreTrainedModel, ds_config: dict[str, Any]) -> deepspeed.Deep
 
 
 def _tell_norm(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Let DeepSpeed keep the gradient's norm where no ZeRO and no scaled optimizer does: fp32 at stage 0."""
+    """Let DeepSpeed keep the gradient's norm where no ZeRO and no scaled optimizer does: fp32 at stage 0.
+
+    There it does not look whether the norm is finite either: without gradients the optimizer changes nothing.
+    """
 
     def clip() -> None:
-        parameters, most = engine.module.parameters(), engine.gradient_clipping()
-        engine._global_grad_norm = clip_grad_norm_(parameters, most, mpu=engine.mpu)
+        parameters, most = list(engine.module.parameters()), engine.gradient_clipping()
+        norm = clip_grad_norm_(parameters, most, mpu=engine.mpu)
+        if engine.mpu is not None:
+            norm = norm + _nan_of_any(parameters, engine.mpu.get_model_parallel_group())
+        engine._global_grad_norm = norm
+        if not norm.isfinite():
+            engine.zero_grad()
 
     engine.clip_fp32_gradients = clip
+
+
+def _nan_of_any(parameters: list[torch.nn.Parameter], ranks: Any) -> Tensor:
+    """0, or NaN if a gradient is not finite on any of the ranks. Collective over them.
+
+    Of the weights that tensor parallelism leaves whole DeepSpeed's norm takes the first rank's gradients alone.
+    """
+    spoilt = 0 * torch.stack([p.grad.sum() for p in parameters if p.grad is not None]).sum()
+    deepspeed.comm.all_reduce(spoilt, group=ranks)
+    return spoilt
 
 
 def _parameter_offload(engine: deepspeed.DeepSpeedEngine) -> Any:

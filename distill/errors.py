@@ -1,5 +1,6 @@
 """What a user did wrong, said once and clearly; anything else is a bug and keeps its traceback."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,11 @@ EXIT_PREEMPTED = 75
 """Told to stop, saved, stopped: the same command goes on (sysexits' EX_TEMPFAIL)."""
 
 
+_LONGEST_VALUE = 300
+_USER_OF_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_SECRETS = {"key", "apikey", "token", "secret", "password", "passwd", "credentials"}
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake in the input: where it stands, what stands there, why it cannot work, how to mend it."""
@@ -23,7 +29,17 @@ class Problem:
     mend: str
 
     def __str__(self) -> str:
-        return f"{self.field} = {self.value!r}: {self.wrong}; {self.mend}"
+        """One line that no input can break, make endless, or use to put a password on the console."""
+        secret = not _SECRETS.isdisjoint(re.split(r"[._-]", self.field.lower()))
+        value = "'***'" if secret and self.value is not None else repr(self.value)
+        if len(value) > _LONGEST_VALUE:
+            value = f"{value[:_LONGEST_VALUE]}…"
+        return _USER_OF_URL.sub("***", _one_line(f"{self.field} = {value}: {self.wrong}; {self.mend}"))
+
+
+def _one_line(text: str) -> str:
+    """What a terminal would act on is written as Python writes it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class BadInput(Exception):

@@ -289,7 +289,7 @@ class MiniLLMSettings(Sampled):
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        preset = given.get("preset", "default")
+        preset = str(given.get("preset", "default"))
         # An unknown preset is left to the field's own check, which lists the right ones.
         return _MINILLM_PRESETS.get(preset, _MINILLM_PRESETS["default"]) | given
 

@@ -1,11 +1,12 @@
 """A file of JSON lines that outlives kills and full disks."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from distill.checkpoint.disk import sync_file
 
 
 class Records:
@@ -27,7 +28,7 @@ class Records:
     def append(self, record: dict[str, Any]) -> None:
         """Add a line; `record["step"]` is its step."""
         told = bool(self._unwritten)
-        self._unwritten.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._unwritten.append(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         try:
             self._write()
         except OSError as error:
@@ -35,6 +36,8 @@ class Records:
                 tqdm.write(f"distill: {self.path.name} waits for the disk: {error}")
 
     def _write(self) -> None:
+        if not self._unwritten:
+            return
         with self.path.open("ab") as file:
             # A full disk may have taken part of a line.
             file.truncate(self._size)
@@ -43,10 +46,14 @@ class Records:
         self._unwritten = []
 
     def flush(self) -> None:
-        """Wait until all that could be written is on disk."""
+        """Write what still waits, and wait until all is on disk.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._write()
         if self.path.exists():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(self.path)
 
 
 def _step_of(line: bytes) -> float:

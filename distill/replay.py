@@ -1,5 +1,6 @@
 """DistiLLM's adaptive off-policy data (arXiv 2402.03898): recorded responses, and ever more of the student's."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -61,6 +62,8 @@ class ReplaySource(Source):
 
     def _adapt(self) -> None:
         s, loss = self.settings, self.validation_loss()
+        if not math.isfinite(loss):
+            return  # no loss can be held against it
         share = self.memory["on_policy"]
         if loss > self.memory.get("validation_loss", loss) + s.tolerance:
             share = min(share + s.increase, 1.0)

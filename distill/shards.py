@@ -161,14 +161,14 @@ class Shards:
 
     def notes(self) -> dict[str, Any]:
         """All else that a step changes, as JSON knows it; the same on every rank but for the segments."""
-        scaler, scheduler = getattr(self._zero, "loss_scaler", None), self._engine.lr_scheduler
+        scheduler = self._engine.lr_scheduler
         return {
             "segments": [list(asdict(segment).values()) for segment in self.segments],
             "parts": {s.name: parts.pieces for s in self.segments if (parts := self.parts(s.name)) is not None},
             "counts": [_simple(self._adam.state[flat]) for flat in self.flats],
             "groups": [_simple(group) for group in self._adam.param_groups],
             "schedule": _simple(scheduler.state_dict()),
-            "scale": {name: getattr(scaler, name) for name in _SCALE if hasattr(scaler, name)},
+            "scale": {name: getattr(self._scaler, name) for name in _SCALE if hasattr(self._scaler, name)},
             "counters": {name: getattr(self._engine, name) for name in _COUNTERS},
         }
 
@@ -181,11 +181,15 @@ class Shards:
             group.update({name: saved[name] for name in ("lr", "initial_lr", "step") if name in saved})
         scheduler = self._engine.lr_scheduler
         scheduler.load_state_dict(scheduler.state_dict() | notes["schedule"])
-        scaler = getattr(self._zero, "loss_scaler", None)
-        for name, value in notes["scale"].items():
-            setattr(scaler, name, value)
+        for name, value in notes["scale"].items() if self._scaler else ():
+            setattr(self._scaler, name, value)
         for name, value in notes["counters"].items():
             setattr(self._engine, name, value)
+
+    @property
+    def _scaler(self) -> Any:
+        """fp16's, which at stage 0 is of another class."""
+        return getattr(self._zero, "loss_scaler", None) or getattr(self._zero, "loss_scale_config", None)
 
     def publish(self) -> None:
         """Bring the flat tensors into the weights of the model. Collective."""

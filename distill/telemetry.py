@@ -1,11 +1,12 @@
 """One flat record of namespaced metrics a step: all of it in metrics.jsonl and wandb, a few figures on the console."""
 
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -14,6 +15,7 @@ from distill.config import Config
 from distill.records_file import Records
 from distill.whereabouts import here
 
+T = TypeVar("T")
 Mode = Literal["online", "offline", "disabled"]
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
@@ -56,9 +58,10 @@ class Telemetry:
         self._bar = tqdm(total=round(total), desc=self.folder.name, unit="s" if self._timed else "step", smoothing=0.1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Write one record; `step` counts finished optimizer steps."""
+        """Write one record; `step` counts finished optimizer steps. Figures that are not finite are left out."""
         if not self.is_writer:
             return
+        metrics = _finite(metrics)
         self._metrics.append({"step": step, **metrics})
         self._tell_wandb(lambda run: run.log(metrics, step=step))
         shown = {name: metrics[name] for name in _ON_THE_BAR if name in metrics}
@@ -73,21 +76,31 @@ class Telemetry:
         """Write example rollouts as text."""
         if self.is_writer:
             for row in rows:
-                self._samples.append({"step": step, **row})
+                self._samples.append({"step": step, **_finite(row)})
 
     def flush(self) -> None:
         """Wait until what was logged is on disk: a checkpoint at this step will not bring it again."""
-        if self.is_writer:
-            self._metrics.flush()
-            self._samples.flush()
+        for records in (self._metrics, self._samples) if self.is_writer else ():
+            try:
+                records.flush()
+            except OSError as error:
+                warn(f"{records.path.name} waits for the disk: {error}")
 
     def say(self, text: str) -> None:
         """A line on the console, above the progress bar."""
         if self._bar is not None:
             self._bar.write(text)
 
+    def alert(self, title: str, text: str) -> None:
+        """A warning on the console, and an alert of wandb, which sends one of a title a minute at most."""
+        if self.is_writer:
+            warn(text)
+        if self._wandb:
+            self._wandb.alert(title=title, text=text, level="WARN")
+
     def close(self) -> None:
         """Finish the bar and the wandb run."""
+        self.flush()
         if self._bar is not None:
             self._bar.close()
         self._tell_wandb(lambda run: run.finish())
@@ -113,6 +126,11 @@ def warn(text: str) -> None:
 def progress(total: int, what: str, is_writer: bool) -> Any:
     """A bar with time left, for anything that may take longer than a few seconds."""
     return tqdm(total=total, desc=what, unit="row", disable=not is_writer, leave=False)
+
+
+def _finite(record: dict[str, T]) -> dict[str, T]:
+    """Without numbers that JSON does not know."""
+    return {name: value for name, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def _start_wandb(config: Config) -> Any:

@@ -101,7 +101,8 @@ class Topology:
     def gather_objects(self, value: T) -> list[T]:
         """Every rank's picklable value, in rank order, on every rank."""
         values = [value] * self.world_size
-        dist.all_gather_object(values, value)
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
         return values
 
 

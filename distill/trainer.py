@@ -1,12 +1,14 @@
 """The training loop: minibatch → update → log → validate → save."""
 
+import math
 import time
 from dataclasses import replace
 
 import torch
 
-from distill import objectives
-from distill.checkpoint.catalog import RunState, tag_of
+from distill import alarms, objectives
+from distill.bad_numbers import BadSteps, Skipped
+from distill.checkpoint.catalog import CHECKPOINTS, RunState, candidates, tag_of
 from distill.checkpoint.disk import replace_file
 from distill.checkpoint.restoring import Restorer, contents_of
 from distill.checkpoint.saving import Saver
@@ -18,7 +20,7 @@ from distill.data.records import read_manifest
 from distill.data.translation import Translator
 from distill.deepspeed_settings import read_deepspeed_json, resolve_dtype
 from distill.engine import Engine
-from distill.errors import EXIT_FAILED, EXIT_PREEMPTED, Ended
+from distill.errors import EXIT_BAD_NUMBERS, EXIT_FAILED, EXIT_PREEMPTED, Ended
 from distill.evaluation.validation import Validation
 from distill.host import peak_memory_gib, ranks_on_host
 from distill.model_card import model_card
@@ -55,6 +57,7 @@ def train(config: Config, topology: Topology) -> None:
     while not run.done:
         figures = run.step()
         run.log(figures)
+        run.heed(figures)
         run.maybe_validate()
         run.maybe_save()
         run.maybe_leave()
@@ -85,6 +88,10 @@ class Run:
         self._load_models()
         self._open_data()
         self.updater = Updater(self.objective, self.student, self.teacher, topology, self.watch)
+        self.bad_steps = BadSteps(self.folder, self.tokenizer, topology, self.student.loss_scale)
+        self.skipped: Skipped | None = None
+        self.heeded: dict[str, float] = {}
+        """What the alarms know of earlier steps; a checkpoint keeps it."""
         self.saver = Saver(self.folder, topology, ranks_on_host(), config.checkpoint.keep, warn)
         self.told_to_stop = False
         with here.within("resume"):
@@ -176,6 +183,8 @@ class Run:
         self.source.resume(rollouts, found.state.memory.get("source", {}))
         self.objective.memory = found.state.memory.get("objective", {})
         self.updater.memory = found.state.memory.get("updater", {})
+        self.bad_steps.memory = found.state.memory.get("bad_steps", {})
+        self.heeded = found.state.memory.get("alarms", {})
         return found.state
 
     @property
@@ -198,7 +207,9 @@ class Run:
         with self.watch.phase("minibatch"):
             micro_batches = self.source.minibatch(step)
             plain_text = self.plain_text.minibatch(step) if self.plain_text else []
-        figures = self.updater.step(micro_batches, plain_text)
+        figures = self.updater.step(micro_batches, plain_text, self.source.fresh)
+        self.skipped = self.bad_steps.note(step + 1, self.updater.suspects)
+        figures |= self.bad_steps.figures()
         figures |= {f"adaptive/{name}": value for name, value in (self.source.memory | self.objective.memory).items()}
         # The slowest rank's clock is everyone's: all must agree when the time is up.
         given = [time.perf_counter() - started, float(self.saver.writing), float(notice.told)]
@@ -207,7 +218,8 @@ class Run:
         if self.saver.busy and not writing:
             self.saver.finish()
         self.state = replace(self.state, step=step + 1, seconds=self.state.seconds + seconds)
-        self.objective.memory = self.objective.advance(figures, self.progress)
+        if self.updater.suspects is None:
+            self.objective.memory = self.objective.advance(figures, self.progress)
         figures["time/step"] = seconds
         figures["tokens/per_second"] = figures["tokens/response"] / seconds
         return figures
@@ -237,29 +249,66 @@ class Run:
             texts.append(text)
         return texts
 
+    def heed(self, figures: dict[str, float]) -> None:
+        """Warn of what looks wrong; end a run whose numbers stay bad.
+
+        Raises:
+            Ended: on every rank, after too many skipped steps in a row.
+        """
+        settings, bad = self.config.fault, self.bad_steps
+        if self.skipped:
+            self.telemetry.alert("Step skipped", str(self.skipped))
+        elif self.updater.suspects is None:
+            found, self.heeded = alarms.look(figures, self.heeded, settings, self.state.step)
+            for alarm in found:
+                self.telemetry.alert(alarm.title, f"step {self.state.step}: {alarm.text}")
+        if self.skipped and bad.in_a_row > settings.max_bad_steps:
+            self.telemetry.close()
+            self.saver.finish()
+            tags = self.topology.gather_objects(candidates(self.folder / CHECKPOINTS))[0]
+            where = f"the last good checkpoint is {tags[0]} in {self.folder}" if tags else "there is no checkpoint yet"
+            many = f"{bad.in_a_row} steps in a row, more than fault.max_bad_steps = {settings.max_bad_steps}"
+            raise Ended(EXIT_BAD_NUMBERS, f"{self.skipped}; {many}; {where}")
+
     def maybe_validate(self) -> None:
-        """Validate when it is time; keep the student if it is the best so far."""
+        """Validate when it is time; keep the student if it is the best so far.
+
+        Raises:
+            Ended: it is the last, and cannot be written.
+        """
         every = self.config.evaluation.every
         if self.validation is None or not (self.done or (every and self.state.step % every == 0)):
             return
         with here.within("validation"):
             figures, score = self.validation.run()
         self.telemetry.log(self.state.step, figures)
-        if self.state.best is None or score > self.state.best:
+        if self.state.best is None or math.isnan(self.state.best) or score > self.state.best:
             if (error := self._write_student(figures)) is None:
                 self.state = replace(self.state, best=score, best_step=self.state.step)
+            elif self.done:
+                raise Ended(EXIT_FAILED, f"the student is not written: {error}; make room and start again")
             else:
-                self._say_error(f"the best student so far is not written: {error}")
+                self._say_error(f"the best student so far is not written: {error}; the one before stays")
 
     def maybe_save(self) -> None:
-        """Checkpoint when it is time, when the student is the best so far, at the end, and before leaving."""
-        due = self.state.step % self.config.checkpoint.every == 0 or self.state.step == self.state.best_step
-        if self.done or due or self.told_to_stop:
+        """Checkpoint when it is time, when the student is the best so far, at the end, and before leaving.
+
+        Not after a skipped step: the rollouts in use may be the cause.
+        """
+        step = self.state.step
+        due = self.told_to_stop or step % self.config.checkpoint.every == 0 or step == self.state.best_step
+        if self.done or (due and not self.bad_steps.in_a_row):
             self.save()
 
     def save(self) -> None:
         """Begin a checkpoint; later steps finish it."""
-        memory = {"source": self.source.memory, "objective": self.objective.memory, "updater": self.updater.memory}
+        memory = {
+            "source": self.source.memory,
+            "objective": self.objective.memory,
+            "updater": self.updater.memory,
+            "bad_steps": self.bad_steps.memory,
+            "alarms": self.heeded,
+        }
         self.state = replace(self.state, memory=memory)
         with here.within("save"):
             self.telemetry.flush()
@@ -284,7 +333,7 @@ class Run:
         """Without validation data the last student is the one to keep.
 
         Raises:
-            Ended: it, or the last checkpoint, cannot be written.
+            Ended: it cannot be written.
         """
         if self.validation is None and (error := self._write_student({})) is not None:
             raise Ended(EXIT_FAILED, f"the student is not written: {error}; make room and start again")

@@ -1,15 +1,20 @@
 """One optimizer step: forward, loss and backward of every micro-batch, then the update; metrics as sums."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from distill.bad_numbers import GRADIENT, LOSS, REWARD, TEACHER, Sound, Suspects
 from distill.data.batches import Rollouts, TokenBatch
 from distill.engine import Engine
 from distill.objective_settings import MiniLLMSettings
 from distill.objectives import LossTerms, Objective
+from distill.objectives.chunked import chunks
 from distill.objectives.supervised import plain_text_loss
+from distill.rollout.diversity import distinct_share
 from distill.teacher import FORWARDS, TOKENS, Teacher
 from distill.telemetry import Stopwatch
 from distill.topology import Topology
@@ -27,13 +32,20 @@ class Updater:
         self.topology, self.watch = topology, watch
         self.memory: dict[str, float] = {}
         """What the teacher has read in the run so far, over all ranks; a checkpoint keeps it."""
+        self.suspects: Suspects | None = None
+        """What was not finite on this rank if the latest step was skipped; the update was, on all ranks alike."""
+        self._done: list[tuple[TokenBatch, Sound, bool]] = []
+        """This step's micro-batches, what can be trusted of each, and whether the teacher took part."""
 
-    def step(self, micro_batches: Sequence[TokenBatch], plain_text: Sequence[TokenBatch]) -> dict[str, float]:
+    def step(
+        self, micro_batches: Sequence[TokenBatch], plain_text: Sequence[TokenBatch], fresh: Rollouts | None = None
+    ) -> dict[str, float]:
         """One optimizer step on this rank's micro-batches; every rank brings equally many. Collective.
 
-        Returns the record's figures, the same on every rank.
+        Returns the record's figures, the same on every rank, of the round `fresh` too, where one was sampled.
         """
         self.student.train()
+        self._done = []
         micro_batches = self.objective.prepare(micro_batches, self.topology.sum_over_replicas)
         tokens = self._count(micro_batches)
         sums: Sums = {}
@@ -41,7 +53,7 @@ class Updater:
             with self.watch.phase("forward"):
                 terms = self._terms(batch)
             with self.watch.phase("backward"):
-                self.student.accumulate(terms.total, tokens)
+                self._accumulate(terms, batch, tokens, asked=self.teacher is not None)
             _add(sums, terms.metrics | {"loss/total": terms.total.detach()}, tokens)
             del terms  # its graph, before the next micro-batch makes one
         if plain_text:
@@ -51,11 +63,43 @@ class Updater:
         with self.watch.phase("optimizer"):
             grad_norm = self.student.step()
         _add(sums, _rollout_sums(micro_batches), tokens.new_ones(()))
+        if fresh is not None:
+            share, rows = distinct_share(fresh.response_ids, fresh.response_lengths)
+            _add(sums, {"sum/distinct": share, "sum/with_4_grams": rows}, tokens.new_ones(()))
         if self.teacher:
             _add(sums, self.teacher.take_counts(), tokens.new_ones(()))
+        self.suspects = None if math.isfinite(grad_norm) else self._suspects()
+        self._done = []
         reduced = self._reduce(sums)
         figures = derive(reduced) | self._passes(reduced)
         return figures | {"optim/grad_norm": grad_norm, "optim/lr": learning_rate, "tokens/response": float(tokens)}
+
+    def _accumulate(self, terms: LossTerms, batch: TokenBatch, tokens: Tensor, asked: bool) -> None:
+        """Backward, with a gradient that stops the update if the loss cannot be trusted."""
+        sound = Sound.of(terms, batch)
+        self._done.append((batch, sound, asked))
+        self.student.accumulate(sound.held(terms.total), tokens)
+
+    def _suspects(self) -> Suspects:
+        """What was not finite in which of this rank's micro-batches, after a step that was skipped. Collective."""
+        found: Suspects = {GRADIENT: [batch for batch, *_ in self._done]}
+        for batch, sound, asked in self._done:
+            bad = {TEACHER: asked and not self._teacher_is_finite(batch)}
+            bad |= {REWARD: not sound.reward, LOSS: not sound.loss}
+            for quantity in (name for name, is_so in bad.items() if is_so):
+                found.setdefault(quantity, []).append(batch)
+        if self.teacher:
+            self.teacher.take_counts()  # what it has read again is no work of the run
+        return found
+
+    def _teacher_is_finite(self, batch: TokenBatch) -> bool:
+        """Whether the teacher's logits are, but for the −inf of what it rules out."""
+        assert self.teacher is not None
+        batch = self.teacher.known(batch)
+        with self.teacher.logits(batch) as logits:
+            places = chunks(int(batch.response_lengths.sum()), self.topology.device)
+            # The largest is NaN if any is, and −inf where this rank's part of the vocabulary is ruled out.
+            return all(bool((logits(tokens).amax(-1) < torch.inf).all()) for tokens in places)
 
     def _terms(self, batch: TokenBatch) -> LossTerms:
         """The objective on one micro-batch."""
@@ -73,9 +117,9 @@ class Updater:
         tokens = self._count(batches)
         for batch in batches:
             terms = self._plain_text_terms(batch, self.teacher, settings.lm_soft_weight)
-            weighted = settings.lm_coef * terms.total
-            self.student.accumulate(weighted, tokens)
-            _add(sums, terms.metrics | {"loss/total": weighted.detach()}, tokens)
+            weighted = replace(terms, total=settings.lm_coef * terms.total)
+            self._accumulate(weighted, batch, tokens, asked=settings.lm_soft_weight > 0)
+            _add(sums, terms.metrics | {"loss/total": weighted.total.detach()}, tokens)
 
     def _plain_text_terms(self, batch: TokenBatch, teacher: Teacher, soft: float) -> LossTerms:
         targets = batch.response_ids[batch.response_mask]
@@ -116,6 +160,8 @@ def derive(sums: dict[str, float]) -> dict[str, float]:
         }
         if read := sums.get("sum/student_tokens"):
             figures["rollout/student_forwards_per_token"] = sums["sum/student_forwards"] / read
+    if counted := sums.get("sum/with_4_grams"):
+        figures["rollout/distinct_4"] = sums["sum/distinct"] / counted
     return figures
 
 

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from distill.checkpoint.catalog import Found, RunState, publish
 from distill.checkpoint.disk import write_file
+from distill.checkpoint.tensor_file import TensorFile, serialise
 from distill.config import Config, dump
 from distill.doctor import examine
 
@@ -25,11 +28,14 @@ def started(good: dict, **changes: Any) -> None:
     (folder / "config.yaml").write_text(dump(Config.model_validate(good | changes)))
 
 
-def checkpoint(folder: Path, step: int, world_size: int = 1) -> Path:
-    """A whole checkpoint of one small file; its folder."""
+def checkpoint(folder: Path, step: int, world_size: int = 1, **tensors: dict[str, Tensor]) -> Path:
+    """A whole checkpoint of one small file, and a safetensors file for each of `tensors`; its folder."""
     root = folder / "checkpoints"
     partial = root / f"step-{step:07d}.partial"
     partial.mkdir(parents=True)
     files = {"weights": write_file(partial / "weights", lambda file: file.write(b"weights"))}
+    for name, content in tensors.items():
+        path = partial / f"{name.replace('_', '-')}.safetensors"
+        files[path.name] = write_file(path, lambda file, its=content: serialise(TensorFile(its), file))
     publish(root, Found(f"step-{step:07d}", RunState(step=step), world_size, 1, files))
     return root / f"step-{step:07d}"

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from distill.checkpoint.catalog import CHECKPOINTS, newest
@@ -49,7 +50,11 @@ def read_rollouts(run: Path) -> list[Rollouts]:
     found, _ = newest(run)
     if found is None:
         raise BadInput(Problem("RUN", str(run), "no checkpoint there", "name the folder of a run that has saved one"))
-    parts = rollouts_of(run / CHECKPOINTS, found)
+    try:
+        parts = rollouts_of(run / CHECKPOINTS, found)
+    except (SafetensorError, OSError, TypeError) as error:
+        wrong = f"the rollouts of its checkpoint {found.tag} cannot be read ({error})"
+        raise BadInput(Problem("RUN", str(run), wrong, "name a run whose checkpoint is whole")) from None
     if not parts:
         wrong = f"its checkpoint {found.tag} holds no rollouts"
         raise BadInput(Problem("RUN", str(run), wrong, "name a run whose objective samples"))

@@ -56,15 +56,36 @@ def read_metrics(run: Path) -> dict[str, list[tuple[int, float]]]:
     if not path.is_file():
         raise BadInput(Problem("RUN", str(run), f"no {METRICS} in it", "give the folder of a run"))
     curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+            step = record.pop("step")
+            found = [(name, (int(step), float(value))) for name, value in record.items()]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue  # the last line of a run that was killed while it wrote
-        step = record.pop("step")
-        for name, value in record.items():
-            curves[name].append((step, value))
+        for name, point in found:
+            curves[name].append(point)
     return curves
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What `distill evaluate` has written.
+
+    Raises:
+        BadInput: no such file, or another one.
+    """
+    if not path.is_file():
+        raise BadInput(Problem("--evaluation", str(path), "no such file", "run `distill evaluate` first"))
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        rows(found["figures"])
+        for sample in found["samples"]:
+            _sample(sample)
+        int(found["seeds"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        mend = "give what `distill evaluate --out` has written"
+        raise BadInput(Problem("--evaluation", str(path), "is no evaluation", mend)) from None
+    return found
 
 
 def page(runs: dict[str, Path], evaluation: dict[str, Any] | None) -> str:
@@ -134,11 +155,10 @@ def main() -> int:
     parser.add_argument("--evaluation", type=Path, help="JSON of `python -m distill evaluate`")
     args = parser.parse_args()
     try:
-        if args.evaluation and not args.evaluation.is_file():
-            raise BadInput(
-                Problem("--evaluation", str(args.evaluation), "no such file", "run `distill evaluate` first")
-            )
-        evaluation = json.loads(args.evaluation.read_text(encoding="utf-8")) if args.evaluation else None
+        if args.out.is_dir() or not args.out.absolute().parent.is_dir():
+            wrong = "is a folder" if args.out.is_dir() else "its folder does not exist"
+            raise BadInput(Problem("--out", str(args.out), wrong, "give the path of an HTML file"))
+        evaluation = read_evaluation(args.evaluation) if args.evaluation else None
         names = [run.name for run in args.runs]
         runs = {run.name if names.count(run.name) == 1 else str(run): run for run in args.runs}
         args.out.write_text(page(runs, evaluation), encoding="utf-8")

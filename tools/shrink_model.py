@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from distill.config import ModelSettings
+from distill.config import model_at
+from distill.data.folders import share_files
 from distill.errors import EXIT_BAD_INPUT, BadInput, Problem
-from distill.models.loading import load_config, load_tokenizer
+from distill.models.loading import load_config, load_model, load_tokenizer
+from distill.models.weights import check_weights
 
 
 def evenly_spaced(total: int, keep: int) -> list[int]:
@@ -50,16 +52,21 @@ def main() -> int:
     parser.add_argument("teacher", help="Hugging Face folder or hub id")
     parser.add_argument("out", type=Path, help="folder of the student, made new")
     parser.add_argument("--layers", type=int, required=True, help="layers to keep")
+    parser.add_argument("--allow-pickle", action="store_true", help="read weights that are not safetensors")
     args = parser.parse_args()
     try:
         if args.out.exists():
             raise BadInput(Problem("OUT", str(args.out), "exists already", "remove it or name another"))
+        settings = model_at(args.teacher, "TEACHER", args.allow_pickle)
         tokenizer = load_tokenizer(args.teacher, "TEACHER")
-        load_config(ModelSettings(path=args.teacher), "TEACHER")
-        model = AutoModelForCausalLM.from_pretrained(args.teacher, dtype="auto")
+        evenly_spaced(load_config(settings, "TEACHER").get_text_config().num_hidden_layers, args.layers)
+        if Path(args.teacher).is_dir():
+            check_weights(Path(args.teacher), settings, "TEACHER")
+        model = load_model(settings, "auto")
         partial = args.out.with_name(args.out.name + ".partial")
         shrink(model, args.layers).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        share_files(partial)
         partial.rename(args.out)
     except BadInput as error:
         print(f"shrink_model: {error}", file=sys.stderr)

@@ -31,7 +31,7 @@ class RunState:
     best_step: int | None = None
     """The step that it was found after."""
     memory: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What `source`, `objective` and `updater` have learnt or counted."""
+    """What the parts of the run have learnt or counted, by their names."""
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,12 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Wait until a file is on disk, whatever wrote it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the folder's names are on disk, where the system can tell."""
     opened = os.open(folder, os.O_RDONLY)

@@ -65,19 +65,24 @@ class Restorer:
         if writer:
             remove_leftovers(root)
         tags = self.topology.gather_objects(candidates(root))[0]
-        for number, tag in enumerate(tags):
+        damaged: dict[str, str] = {}
+        for tag in tags:
             wrong = self._check(tag)
             if wrong is None:
-                if writer and number:
-                    replace_file(root / LATEST, tag.encode())
+                if writer and damaged:
+                    self._pass_over(damaged, tag)
                 return read(root, tag)
-            if writer:
-                self.say(f"checkpoint {tag} cannot be used: {wrong}; trying the one before")
-                set_aside(root, tag)
-        if tags:
-            wrong = f"none of its {len(tags)} checkpoints is whole"
+            damaged[tag] = wrong
+        if damaged:
+            wrong = f"none of its checkpoints is whole ({'; '.join(f'{tag}: {why}' for tag, why in damaged.items())})"
             raise BadInput(Problem("run.folder", str(self.folder), wrong, "put one back, or start in another folder"))
         return None
+
+    def _pass_over(self, damaged: dict[str, str], tag: str) -> None:
+        for other, wrong in damaged.items():
+            self.say(f"checkpoint {other} cannot be used: {wrong}; it is set aside, the run goes on from {tag}")
+            set_aside(self._root, other)
+        replace_file(self._root / LATEST, tag.encode())
 
     def _check(self, tag: str) -> str | None:
         """What is wrong with a checkpoint; the same answer on every rank."""

@@ -1,11 +1,11 @@
 """The student as a Hugging Face folder, replaced at once."""
 
-import os
 import shutil
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from distill.checkpoint.disk import sync_file
 from distill.data.folders import recover_folder, replace_folder
 from distill.engine import Engine
 
@@ -26,7 +26,8 @@ def write_student(folder: Path, student: Engine, tokenizer: PreTrainedTokenizerB
             student.module.save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
             (partial / "README.md").write_text(card, encoding="utf-8")
-            _settle(partial)
+            for path in partial.iterdir():
+                sync_file(path)
             replace_folder(partial, folder / STUDENT)
         except (OSError, RuntimeError) as caught:
             # safetensors has an error of its own for what the system says.
@@ -41,12 +42,3 @@ def recover_student(folder: Path) -> None:
     """Put a student back that a kill has left set aside."""
     shutil.rmtree(folder / f"{STUDENT}.partial", ignore_errors=True)
     recover_folder(folder / STUDENT)
-
-
-def _settle(folder: Path) -> None:
-    """Give files the rights that the user's umask gives, whatever wrote them, and wait until they are on disk."""
-    rights = folder.stat().st_mode & 0o666
-    for path in folder.iterdir():
-        path.chmod(rights)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())

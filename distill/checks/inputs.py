@@ -1,16 +1,20 @@
 """Whether the models can be opened and fit each other, and the records fit them."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig as ModelConfig
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.checks.contents import wrong_contents
 from distill.checks.report import Report
 from distill.checks.sharding import check_sharding
 from distill.config import Config, ModelSettings
 from distill.data.records import WRITTEN_BY_A_MODEL, Kind, fingerprint, open_records, read_manifest
 from distill.errors import BadInput
-from distill.models.loading import load_config, load_tokenizer
+from distill.models.downloads import opened_at
+from distill.models.loading import build_on_meta, load_config, load_generation_config, load_tokenizer
+from distill.models.weights import check_weights
 from distill.objective_settings import DistillmSettings, SeqKdSettings
 
 
@@ -35,10 +39,34 @@ def _open_model(settings: ModelSettings, name: str, report: Report) -> OpenedMod
     try:
         field_name = f"{name}.path"
         model_config = load_config(settings, field_name)
-        return model_config, load_tokenizer(settings.path, field_name, settings.trust_remote_code)
+        tokenizer = load_tokenizer(settings.path, field_name, settings.trust_remote_code)
+        load_generation_config(settings, field_name)
+        # Code that came with a model may know no meta device.
+        own_code = settings.trust_remote_code
+        model = None if own_code else build_on_meta(model_config, settings.path, field_name)
+        _check_weights(model, settings, field_name, report)
+        return model_config, tokenizer
     except BadInput as error:
         report.problems += error.problems
         return None
+
+
+def _check_weights(model: PreTrainedModel | None, settings: ModelSettings, field_name: str, report: Report) -> None:
+    folder = Path(opened_at(settings.path))
+    if not folder.is_dir():
+        return  # of the hub: looked at where they are fetched
+    try:
+        shapes = check_weights(folder, settings, field_name)
+    except BadInput as error:
+        report.problems += error.problems
+        return
+    if model is None:
+        return
+    embedding: Any = model.get_input_embeddings().weight
+    name = next((name for name, parameter in model.named_parameters() if parameter is embedding), "")
+    found, expected = shapes.get(name), list(embedding.shape)
+    wrong = f"its embedding has the shape {found}, its config.json says {expected}"
+    report.check(found in (None, expected), field_name, settings.path, wrong, "give weights and a config of one model")
 
 
 def _check_model(config: Config, model: OpenedModel, name: str, report: Report) -> None:
@@ -131,10 +159,12 @@ def _check_data(config: Config, tokenizer: PreTrainedTokenizerBase | None, repor
             manifest = read_manifest(folder, name)
             # L_PT takes either kind.
             kind: Kind = manifest.kind if name == "data.plain_text" else "instructions"
-            open_records(folder, kind, name)
+            rows = open_records(folder, kind, name)
         except BadInput as error:
             report.problems += error.problems
             continue
+        wrong = wrong_contents(rows, manifest, len(tokenizer) if tokenizer is not None else None)
+        report.check(wrong is None, name, str(folder), wrong or "", "run `make preprocess` again")
         if tokenizer is not None:
             report.check(
                 manifest.tokenizer == fingerprint(tokenizer),

@@ -7,8 +7,6 @@ from deepspeed.accelerator import get_accelerator
 
 from distill.checks.report import Report
 from distill.config import Config
-from distill.deepspeed_settings import read_deepspeed_json
-from distill.errors import BadInput
 from distill.objective_settings import Distillm2Settings, DistillmSettings
 
 
@@ -81,47 +79,6 @@ def check_batches(config: Config, world_size: int | None, report: Report) -> Non
         rollout.samples_per_prompt,
         f"does not divide the {together} responses that are sampled together",
         f"give a divisor of {together}",
-    )
-
-
-def check_deepspeed(config: Config, report: Report) -> None:
-    """The DeepSpeed JSON."""
-    try:
-        settings = read_deepspeed_json(config.parallel.deepspeed)
-    except BadInput as error:
-        report.problems += error.problems
-        return
-    _check_tensor_parallel(settings.get("tensor_parallel"), config, report)
-    zero = settings.get("zero_optimization", {})
-    stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
-    report.check(
-        stage in (0, 1, 2, 3), "zero_optimization.stage", stage, f"in {config.parallel.deepspeed}", "give 0, 1, 2 or 3"
-    )
-    if stage in (0, 1) and isinstance(zero, dict):
-        report.check(
-            not zero.get("overlap_comm"),
-            "zero_optimization.overlap_comm",
-            True,
-            f"works with stages 2 and 3 only, the stage is {stage}",
-            "set it to false",
-        )
-
-
-def _check_tensor_parallel(asked: object, config: Config, report: Report) -> None:
-    """The recipe says how far to split; a JSON made for tensor parallelism may only leave it to the recipe."""
-    if asked is None:
-        return
-    path, tp = config.parallel.deepspeed, config.parallel
-    auto = {"autotp_size": "auto"}
-    report.check(
-        asked == auto, "tensor_parallel", asked, f"in {path}; the recipe's parallel.student_tp decides", f"give {auto}"
-    )
-    report.check(
-        config.tensor_parallel > 1,
-        "parallel.student_tp",
-        tp.student_tp,
-        f"{path} is for tensor parallelism",
-        "raise parallel.student_tp or parallel.teacher_tp above 1, or give another parallel.deepspeed",
     )
 
 

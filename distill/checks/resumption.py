@@ -27,9 +27,10 @@ def check_resumption(config: Config, world_size: int | None, report: Report) -> 
         report.notices.append(f"checkpoint {found.tag} was written {told}")
 
 
-# May differ between a run and its continuation: how long it goes on, how it is spread over ranks, what is watched or
-# kept of it, and the memory that vLLM samples in.
+# May differ between a run and its continuation: where it lies, how long it goes on, how it is spread over ranks, what
+# is watched or kept of it, and the memory that vLLM samples in.
 _FREE = (
+    "run.folder",
     "evaluation.",
     "checkpoint.",
     "fault.",

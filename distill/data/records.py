@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from distill.errors import BadInput, Problem
 
 MANIFEST = "records.json"
+VERSION = 1
+"""Of the form of a folder of records."""
 Kind = Literal["instructions", "text"]
 
 WRITTEN_BY_A_MODEL = "kept: written by a model"
@@ -53,6 +55,7 @@ class RecordSettings(BaseModel):
 class Manifest(BaseModel):
     """The content of `records.json`."""
 
+    version: int = VERSION
     kind: Kind
     tokenizer: str
     """Fingerprint of the tokenizer that wrote the records."""
@@ -70,24 +73,57 @@ def read_manifest(folder: Path, field: str) -> Manifest:
     if not path.is_file():
         reason = "no such folder" if not Path(folder).exists() else f"no {MANIFEST} in it"
         raise BadInput(Problem(field, str(folder), reason, "write it with `make preprocess`"))
+    again = "run `make preprocess` again"
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except ValueError:
-        raise BadInput(Problem(field, str(path), "damaged", "run `make preprocess` again")) from None
+        raise BadInput(Problem(field, str(path), "damaged", again)) from None
+    except OSError as error:
+        raise BadInput(Problem(field, str(path), f"cannot be read ({error.strerror or error})", again)) from None
+    if manifest.version != VERSION:
+        wrong = f"records of version {manifest.version}, this is distill for version {VERSION}"
+        raise BadInput(Problem(field, str(path), wrong, again))
+    return manifest
 
 
 def open_records(folder: Path, kind: Kind, field: str) -> datasets.Dataset:
     """Memory-map a folder's records.
 
     Raises:
-        BadInput: the folder holds the other kind of records, or its Arrow files are damaged.
+        BadInput: the folder holds the other kind of records, none, or not those of its manifest, or its Arrow files
+            are damaged.
     """
-    found = read_manifest(folder, field).kind
-    if found != kind:
-        raise BadInput(Problem(field, str(folder), f"holds {found} records", f"give a folder of {kind} records"))
+    manifest = read_manifest(folder, field)
+    if manifest.kind != kind:
+        wrong = f"holds {manifest.kind} records"
+        raise BadInput(Problem(field, str(folder), wrong, f"give a folder of {kind} records"))
     try:
-        return datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(
-            Problem(field, str(folder), f"damaged records ({error})", "run `make preprocess` again")
-        ) from None
+        _check_files(Path(folder))
+        rows = datasets.load_from_disk(str(folder))
+        expected = (INSTRUCTION_FEATURES if kind == "instructions" else TEXT_FEATURES).arrow_schema
+        shown = rows.format["columns"], rows.format["type"]
+        if not rows.data.schema.equals(expected) or shown != (expected.names, None):
+            raise ValueError(f"its columns are not those of {kind} records")
+    # Of damaged metadata `datasets` and Arrow let any error through.
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        mend = "run `make preprocess` again"
+        raise BadInput(Problem(field, str(folder), f"damaged records ({said})", mend)) from None
+    kept = manifest.counts.get("kept")
+    if len(rows) != kept or not len(rows):
+        wrong = f"holds {len(rows)} records, {MANIFEST} says {kept}" if len(rows) != kept else "holds no record"
+        raise BadInput(Problem(field, str(folder), wrong, "run `make preprocess` again"))
+    return rows
+
+
+def _check_files(folder: Path) -> None:
+    """See that the dataset is made of files of its own folder.
+
+    Raises:
+        ValueError: it names others.
+    """
+    state = json.loads((folder / datasets.config.DATASET_STATE_JSON_FILENAME).read_bytes())
+    for file in state["_data_files"]:
+        name = str(file["filename"])
+        if Path(name).name != name:
+            raise ValueError(f"its list of files leads out of the folder, to {name[:200]!r}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -10,8 +11,10 @@ from distill.data.records import fingerprint
 from distill.deepspeed_settings import resolve_dtype
 from distill.engine import Engine
 from distill.errors import BadInput, Problem
+from distill.models.downloads import opened_at
 from distill.models.loading import load_config, load_generation_config, load_tokenizer
 from distill.models.vocabulary import eos_ids, shared_vocabulary
+from distill.models.weights import check_weights
 from distill.topology import Topology
 
 _SHARDED = {"zero_optimization": {"stage": 3}}
@@ -26,23 +29,25 @@ class Vocabulary:
     eos_ids: list[int]
 
 
-def common_vocabulary(paths: Sequence[str]) -> Vocabulary:
-    """What the models at `paths` share; the first one's tokenizer speaks for all.
+def common_vocabulary(models: Sequence[ModelSettings]) -> Vocabulary:
+    """What the models share; the first one's tokenizer speaks for all.
 
     Raises:
-        BadInput: an unreadable model, or one of another tokenizer.
+        BadInput: an unreadable model, one without whole weights, or one of another tokenizer.
     """
-    models = [ModelSettings(path=path) for path in paths]
     configs = [load_config(model, "model") for model in models]
-    tokenizer = load_tokenizer(paths[0], "model")
-    for path in paths[1:]:
-        if fingerprint(load_tokenizer(path, "model")) != fingerprint(tokenizer):
-            wrong = f"its tokenizer is not that of {paths[0]!r}"
-            raise BadInput(Problem("model", path, wrong, "compare models of one tokenizer"))
+    for model in models:
+        if (folder := Path(opened_at(model.path))).is_dir():
+            check_weights(folder, model, "model")
+    tokenizer = load_tokenizer(models[0].path, "model")
+    for model in models[1:]:
+        if fingerprint(load_tokenizer(model.path, "model")) != fingerprint(tokenizer):
+            wrong = f"its tokenizer is not that of {models[0].path!r}"
+            raise BadInput(Problem("model", model.path, wrong, "compare models of one tokenizer"))
     ends = eos_ids(tokenizer, [*configs, *map(load_generation_config, models)])
     return Vocabulary(tokenizer, shared_vocabulary(tokenizer, *configs), ends)
 
 
-def load_frozen(path: str, vocabulary: Vocabulary, topology: Topology) -> Engine:
+def load_frozen(model: ModelSettings, vocabulary: Vocabulary, topology: Topology) -> Engine:
     """A model that is only read. Collective."""
-    return Engine(ModelSettings(path=path), _SHARDED, resolve_dtype("auto"), topology, vocabulary.size)
+    return Engine(model, _SHARDED, resolve_dtype("auto"), topology, vocabulary.size)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from distill.config import RolloutSettings
+from distill.config import ModelSettings, RolloutSettings
 from distill.data.batches import Rollouts
 from distill.data.loading import InstructionRecords
 from distill.data.records import fingerprint, read_manifest
@@ -25,7 +25,7 @@ class Evaluation:
 
     def __init__(
         self,
-        teacher: str,
+        teacher: ModelSettings,
         vocabulary: Vocabulary,
         records: InstructionRecords,
         settings: RolloutSettings,
@@ -37,19 +37,19 @@ class Evaluation:
         self.records, self.settings, self.seeds = records, settings, seeds
         self.micro_batch, self.topology = micro_batch, topology
         self.share: Share = share(len(records), topology)
-        self.teacher_path = teacher
+        self.teacher_path = teacher.path
         self.teacher = load_frozen(teacher, self.vocabulary, topology)
         self.teacher_samples = self._sample(self.teacher, None, "teacher", 0)
 
-    def measure(self, name: str, path: str) -> tuple[Figures, list[str]]:
+    def measure(self, name: str, model: ModelSettings) -> tuple[Figures, list[str]]:
         """Figures of one model, and this rank's responses of the first seed.
 
         `rouge_l`, `mean_length`, `repetition` and `ended` come from the model's own samples, averaged over the seeds;
         `reverse_kl` from those of the first seed; `forward_kl` and `top1_agreement` from the teacher's samples.
         Collective.
         """
-        itself = path == self.teacher_path
-        engine = self.teacher if itself else load_frozen(path, self.vocabulary, self.topology)
+        itself = model.path == self.teacher_path
+        engine = self.teacher if itself else load_frozen(model, self.vocabulary, self.topology)
         references = self.records.references(self.share.indices)
         # A response has dozens of tokens to compare distributions at, but is one text: the teacher scores one seed.
         first = self.teacher_samples if itself else self._sample(engine, self.teacher, name, 0)
@@ -83,8 +83,8 @@ class Evaluation:
 
 
 def evaluate(
-    teacher: str,
-    models: dict[str, str],
+    teacher: ModelSettings,
+    models: dict[str, ModelSettings],
     data: Path,
     out: Path,
     settings: RolloutSettings,
@@ -103,8 +103,8 @@ def evaluate(
     evaluation = Evaluation(teacher, vocabulary, records, settings, seeds, micro_batch, topology)
     report: dict[str, Figures] = {}
     texts: dict[str, dict[int, str]] = {}
-    for name, path in models.items():
-        report[name], mine = evaluation.measure(name, path)
+    for name, model in models.items():
+        report[name], mine = evaluation.measure(name, model)
         here = dict(zip(evaluation.share.indices, mine, strict=False))
         texts[name] = {i: text for part in topology.gather_objects(here) for i, text in part.items()}
     if topology.is_writer:

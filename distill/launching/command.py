@@ -10,11 +10,14 @@ from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.launcher import runner
 
 from distill.errors import BadInput, Problem
+from distill.launching.hostfile import read_hostfile
 from distill.launching.hosts import Ssh
 from distill.launching.variables import FORWARDED, exports, forwarded, mpirun_flags, one_word
 from distill.lifeline import STDIN
 from distill.rollcall import unequal_slots
 
+# Of DeepSpeed; the first two are known here.
+_LAUNCHERS = ("pdsh", "openmpi", "mpich", "impi", "slurm", "mvapich")
 _SOCKETS = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
@@ -44,11 +47,14 @@ def plan(arguments: Sequence[str], environment: Mapping[str, str], file: str) ->
         BadInput: a hostfile that cannot be used, or paths that DeepSpeed would not hand over whole.
     """
     args = runner.parse_args(list(arguments))
+    _check_numbers(args)
     hosts = [] if args.no_ssh else _hosts(args)
     launcher, port, address = args.launcher.lower(), args.master_port, args.master_addr or None
     if len(hosts) < 2 and not (hosts and args.force_multi):
         alone = not args.no_ssh
         return Launch(list(arguments), None, Ssh(), port, "127.0.0.1" if alone else address, alone)
+    if launcher not in _LAUNCHERS:
+        raise BadInput(Problem("--launcher", args.launcher, "no such launcher", f"one of {', '.join(_LAUNCHERS)}"))
     if launcher not in ("pdsh", "openmpi"):
         return Launch(list(arguments), None, Ssh(), port, address)
     flags = list(arguments[: len(arguments) - 1 - len(args.user_args)])
@@ -73,19 +79,32 @@ def plan(arguments: Sequence[str], environment: Mapping[str, str], file: str) ->
     return Launch([*flags, *words], launcher, ssh, port, address, False, file, content, tuple(variables))
 
 
+def _check_numbers(args: "runner.argparse.Namespace") -> None:
+    """DeepSpeed's own -1 stands for what was not given."""
+    for flag, value in (("--num_nodes", args.num_nodes), ("--num_accelerators", args.num_gpus)):
+        if value < 1 and value != -1:
+            raise BadInput(Problem(flag, value, "is not 1 or more", "give how many there are"))
+    if not 0 < args.master_port < 2**16:
+        raise BadInput(Problem("--master_port", args.master_port, "is no port", "give 1024 to 65535"))
+
+
 def _hosts(args: "runner.argparse.Namespace") -> list[str]:
     """The hosts that will take part, in order; none without a hostfile."""
     if args.hostfile != runner.DLTS_HOSTFILE and not Path(args.hostfile).is_file():
         # DeepSpeed would train on this machine alone.
-        raise BadInput(Problem("--hostfile", args.hostfile, "no such file", "see launch/hostfile.example"))
+        wrong = "is a folder" if Path(args.hostfile).is_dir() else "no such file"
+        raise BadInput(Problem("--hostfile", args.hostfile, wrong, "see launch/hostfile.example"))
     if not Path(args.hostfile).is_file():
         return []
+    slots = read_hostfile(args.hostfile)
     try:
-        slots = runner.fetch_hostfile(args.hostfile)
         chosen = runner.parse_inclusion_exclusion(slots, args.include, args.exclude)
-        active = runner.apply_num_nodes_and_gpus(chosen, args.num_nodes, args.num_gpus)
-    except ValueError as error:
-        raise BadInput(Problem("--hostfile", args.hostfile, str(error), "see launch/hostfile.example")) from None
+    except (ValueError, LookupError) as error:
+        flag = "--include" if args.include else "--exclude"
+        raise BadInput(Problem(flag, args.include or args.exclude, str(error), "e.g. worker-1@worker-2:0,1")) from None
+    if not chosen:
+        raise BadInput(Problem("--exclude", args.exclude, "leaves no host", "leave one in"))
+    active = runner.apply_num_nodes_and_gpus(chosen, args.num_nodes, args.num_gpus)
     if problem := unequal_slots("--hostfile", args.hostfile, {host: len(ranks) for host, ranks in active.items()}):
         raise BadInput(problem)
     return list(active)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distill.checks.layout import check_batches, check_deepspeed, check_parallel
+from distill.checks.deepspeed import check_deepspeed
+from distill.checks.layout import check_batches, check_parallel
 from distill.checks.report import Report
 from distill.config import Config
 from distill.planning.memory import gathers_once

@@ -1,11 +1,13 @@
 """The run and the cluster as plain numbers, every default filled in."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from distill.checks.layout import check_batches, check_deepspeed, check_parallel
+from distill.checks.deepspeed import check_deepspeed
+from distill.checks.layout import check_batches, check_parallel
 from distill.checks.report import Report
 from distill.checks.sharding import check_sharding
 from distill.config import Config, ModelSettings
@@ -213,7 +215,7 @@ def _check_cluster(cluster: Cluster, report: Report) -> None:
         "--memory-bandwidth": cluster.memory_bandwidth / 1e9,
     }
     for field, rate in rates.items():
-        report.check(rate > 0, field, rate, "is not above 0", "give what the device has")
+        report.check(0 < rate < math.inf, field, rate, "is no rate or size above 0", "give what the device has")
 
 
 def _shape(settings: ModelSettings, name: str, config: Config, report: Report) -> ModelShape | None:

@@ -49,7 +49,8 @@ def draw(
     """Inverse-CDF draw from softmax(logits), one uniform in [0, 1) a row; a token of probability 0 is never drawn.
 
     The sum over the vocabulary is taken in blocks, and only the block that the draw falls into is summed token by
-    token: a cumulative sum over the whole vocabulary takes longer than all the rest.
+    token: a cumulative sum over the whole vocabulary takes longer than all the rest. Where logits are NaN any token may
+    come, with a log-probability of NaN.
 
     Returns the tokens, and log Σ exp(logits), which turns a logit into its log-probability.
     """
@@ -62,12 +63,13 @@ def draw(
     block_cdf = blocks.sum(-1).cumsum(-1)
     total = block_cdf[:, -1]
     point = _below(uniforms * total, total)
-    block = torch.searchsorted(block_cdf, point[:, None], right=True)
+    # No number is found in a NaN's place: the search ends behind the last one.
+    block = torch.searchsorted(block_cdf, point[:, None], right=True).clamp_max(blocks.shape[1] - 1)
     before = torch.where(block > 0, block_cdf.gather(1, (block - 1).clamp_min(0)), 0.0)
     cdf = blocks[torch.arange(rows, device=logits.device), block.squeeze(1)].cumsum(-1)
     within = _below(point - before.squeeze(1), cdf[:, -1]).clamp_min(0)
     place = torch.searchsorted(cdf, within[:, None], right=True)
-    return (block * _BLOCK + place).squeeze(1), total.log() + top.squeeze(1)
+    return (block * _BLOCK + place).squeeze(1).clamp_max(vocab - 1), total.log() + top.squeeze(1)
 
 
 def _below(point: Float[Tensor, " batch"], total: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

@@ -1,21 +1,28 @@
 """A process that has imported everything and forks ranks: a run starts in a second, so hundreds can be broken.
 
 python tests/faults/nursery.py, then a JSON line on stdin for each run: {"ranks", "arguments", "port", "log", "break"}.
-It answers with a line each: {"pids"} when the ranks are there, {"codes"} when all have ended (negative: by a signal).
+It answers with a line each: {"pids"} when the ranks are there, {"codes", "seconds"} when all have ended (negative:
+by a signal; seconds since the first did).
 The ranks of a run are a process group of their own. `break` is what breaking.py does in them.
 """
 
+import gc
 import json
 import os
+import signal
 import sys
 import threading
+import time
 
 import breaking
 
-import distill.fingerprint
-import distill.trainer  # noqa: F401  imported before the ranks are forked
+# Imported before the ranks are forked, and what a first use would import.
+import transformers.models.llama.modeling_llama  # noqa: F401
+
 from distill.cli import main
 from distill.console import leave
+
+_MOST_SECONDS, _GRACE_SECONDS = 180, 30
 
 
 def rank(number: int, job: dict) -> None:
@@ -43,15 +50,29 @@ def run(job: dict) -> None:
             os.setpgid(pid, pid)
         pids.append(pid)
     print(json.dumps({"pids": pids}), flush=True)
-    codes = {}
+    codes: dict[int, int] = {}
+    first, told = 0.0, False
+    # A run that hangs is a finding too.
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(pids[0], signal.SIGKILL))
+    signal.alarm(_MOST_SECONDS)
     while len(codes) < len(pids):
         pid, status = os.wait()
+        first = first or time.monotonic()
         codes[pid] = os.waitstatus_to_exitcode(status)
-    print(json.dumps({"codes": [codes[pid] for pid in pids]}), flush=True)
+        if codes[pid] != 0 and not told:
+            # As DeepSpeed's launcher does.
+            told = True
+            for other in set(pids) - codes.keys():
+                os.kill(other, signal.SIGTERM)
+            signal.alarm(_GRACE_SECONDS)
+    signal.alarm(0)
+    seconds = time.monotonic() - first
+    print(json.dumps({"codes": [codes[pid] for pid in pids], "seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":
     # A thread would be missing in the ranks, with whatever it holds.
     assert len(os.listdir("/proc/self/task")) == threading.active_count() == 1, os.listdir("/proc/self/task")
+    gc.freeze()  # the ranks need not look through all of that
     for line in sys.stdin:
         run(json.loads(line))

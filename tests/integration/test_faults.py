@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from faults import BrokenRun, Ending
+from broken_run import BrokenRun, Ending
 
 pytestmark = pytest.mark.slow
 

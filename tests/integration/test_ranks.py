@@ -26,6 +26,7 @@ FIGURES = (
     "loss/sft",
     "loss/skew_kl",
     "loss/skew_rkl",
+    "rollout/distinct_4",
 )
 
 

@@ -50,7 +50,7 @@ BAD_OVERRIDES = {
     "objective.preset=papers": "objective.preset = 'papers': input should be 'default', 'paper' or 'lmops'",
     "run={}": "run.folder = None: missing; add it",
     "optim.lr": "override = 'optim.lr': not of the form section.key=value",
-    "optim.lr=[": "optim.lr = '[': not a valid YAML value",
+    "optim.lr=[": "optim.lr = '[': not valid YAML",
     "optim.lr.x=1": "optim.lr.x = '1': 'lr' is a value, not a section",
     "rollout.coins=sharde": "rollout.coins = 'sharde': input should be 'shared' or 'per_row'",
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_llama, train_tokenizer
 from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
-from run_configs import change, problems, started
+from run_configs import change, checkpoint, problems, started
 from transformers import AutoTokenizer, GPT2Config, Phi3Config, PreTrainedTokenizerFast
 
 from data_prep.preprocess import preprocess
@@ -137,14 +137,15 @@ def test_an_architecture_that_cannot_be_sharded(good: dict, models_dir: Path, tm
     """DeepSpeed says so itself: a name it refuses, and a plan of transformers that it cannot follow."""
     AutoTokenizer.from_pretrained(models_dir / "student").save_pretrained(tmp_path)
     GPT2Config(n_layer=2, n_head=4, n_embd=32, vocab_size=600, eos_token_id=0).save_pretrained(tmp_path)
-    found = parallel(change(good, "student.path", str(tmp_path)), 2, 2)
+    weightless, *found = parallel(change(good, "student.path", str(tmp_path)), 2, 2)
+    assert "holds no weights" in weightless
     assert found == [
         "parallel.student_tp = 2: DeepSpeed's AutoTP does not shard this student (gpt2: AutoTP not supported for "
         "model); give parallel.student_tp=1"
     ]
     small = {"num_hidden_layers": 1, "hidden_size": 32, "vocab_size": 600, "eos_token_id": 0, "bos_token_id": None}
     Phi3Config(**small, num_attention_heads=4, pad_token_id=0).save_pretrained(tmp_path)
-    (line,) = parallel(change(good, "teacher.path", str(tmp_path)), 1, 2)
+    line = parallel(change(good, "teacher.path", str(tmp_path)), 1, 2)[-1]
     assert "does not shard this teacher (phi3: HuggingFace tp_plan contains unsupported" in line
 
 
@@ -327,10 +328,29 @@ def test_a_run_does_not_turn_into_another_objective(good: dict) -> None:
     assert any("objective.name = 'sft': the run in" in line for line in problems(good | {"objective": {"name": "sft"}}))
 
 
-def test_missing_checkpoint(good: dict) -> None:
+def test_damaged_checkpoints(good: dict) -> None:
+    """The one before is used; without one the run is refused: it would begin anew, and remove what may be saved."""
     started(good)
-    (Path(good["run"]["folder"]) / "checkpoints" / "latest").write_text("step-0000002")
-    assert any("its latest checkpoint 'step-0000002' is not there" in line for line in problems(good))
+    folder = Path(good["run"]["folder"])
+    newest = checkpoint(folder, 2, world_size=2)
+    (newest / "weights").unlink()
+    report = examine(Config.model_validate(good), 2)
+    assert not report.problems
+    assert "checkpoint step-0000002 cannot be used: weights is missing" in report.notices
+    (folder / "checkpoints/step-0000001/manifest.json").unlink()
+    assert problems(good) == [
+        f"run.folder = {str(folder)!r}: none of its checkpoints can be used (step-0000002, step-0000001); "
+        "put one back, or start in another folder"
+    ]
+
+
+def test_another_layout_of_ranks_is_no_problem(good: dict) -> None:
+    started(good)
+    tp = {"parallel": {"student_tp": 2, "teacher_tp": 2, "deepspeed": "ds_configs/zero1.json"}}
+    report = examine(Config.model_validate(good | tp), 4)
+    assert not report.problems
+    told = "was written by 2 ranks at TP 1; it will be dealt out anew to 4 at TP 2"
+    assert f"checkpoint step-0000001 {told}" in report.notices
 
 
 def test_padded_vocabulary_is_a_notice(good: dict, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -118,3 +118,27 @@ def test_every_command_brings_its_models(command: str, hub: list, tmp_path: Path
         monkeypatch.setattr(sys, "argv", ["teacher_responses", *arguments])
         assert teacher_responses.main() == 2
         assert hub == [(HUB_ID, False), (HUB_ID, True)]
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_pickles_of_the_hub_come_only_where_they_are_allowed(
+    allowed: bool, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, cached = Path(shutil.copytree(models_dir / "student", tmp_path / "remote")), tmp_path / "cached"
+    (remote / "model.safetensors").rename(remote / "pytorch_model.bin")
+    cached.mkdir()
+
+    def download(repo_id: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        names = [path.name for path in remote.iterdir()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            shutil.copy(remote / name, cached)
+        return str(cached)
+
+    monkeypatch.setattr(downloads, "snapshot_download", download)
+    wanted = {"student.path": ModelSettings(path=HUB_ID, allow_pickle=allowed)}
+    if allowed:
+        downloads.fetch(wanted)
+    else:
+        with pytest.raises(BadInput, match=r"no safetensors of it; take another, or give student\.allow_pickle"):
+            downloads.fetch(wanted)
+    assert (cached / "pytorch_model.bin").exists() == allowed

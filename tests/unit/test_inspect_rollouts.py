@@ -1,15 +1,13 @@
 """What a person reads of a run's rollouts is what the checkpoint holds."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from run_configs import checkpoint
 from transformers import PreTrainedTokenizerFast
 
-from distill.checkpoint import CHECKPOINTS, LATEST, STATE
 from distill.config import RESOLVED, Config, dump
 from distill.data.batches import Rollouts
 from tools.inspect_rollouts import describe, main, no_paint, paint
@@ -78,16 +76,12 @@ def test_command_reads_the_last_checkpoint_of_every_rank(
     monkeypatch.setattr(sys, "argv", ["inspect_rollouts", str(tmp_path)])
     assert main() == 2
     assert "no checkpoint there; name the folder of a run" in capsys.readouterr().err
-    folder = tmp_path / CHECKPOINTS / "step-0000001"
-    folder.mkdir(parents=True)
-    (tmp_path / CHECKPOINTS / LATEST).write_text("step-0000001")
-    state = {"state": {"step": 1}, "world_size": 2, "tp_size": 1}
-    (folder / STATE).write_text(json.dumps(state))
+    checkpoint(tmp_path, 1, world_size=2)
     (tmp_path / RESOLVED).write_text(dump(config(models_dir, tmp_path)))
     assert main() == 2
     assert "holds no rollouts" in capsys.readouterr().err
-    for rank in range(2):
-        save_file(rollouts.tensors(), folder / f"rollouts-{rank}.safetensors")
+    tensors = rollouts.tensors()
+    checkpoint(tmp_path, 2, world_size=2, rollouts_0=tensors, rollouts_1=tensors)
     assert main() == 0
     out = capsys.readouterr().out
     assert "rank 0, rollout 1 of 1" in out

@@ -175,6 +175,13 @@ def test_the_share_rises_only_with_validation_loss() -> None:
     assert all(shares[step] == shares[step - step % 10] for step in range(70))
 
 
+def test_a_validation_loss_of_nan_is_not_held_against_the_next() -> None:
+    source, _, _ = replay([2.0, torch.nan, torch.inf, 2.3], start=0.5, increase=0.2, tolerance=0.1, adapt_every=10)
+    shares = [(source.minibatch(step), source.memory["on_policy"])[1] for step in range(40)]
+    assert shares[::10] == pytest.approx([0.5, 0.5, 0.5, 0.7])
+    assert source.memory["validation_loss"] == 2.3
+
+
 def test_a_resumed_replay_gives_the_same_batches() -> None:
     losses = [1.0, 1.5, 2.0, 2.5, 3.0]
     whole, _, _ = replay(losses, start=0.5, adapt_every=20, replay=20)

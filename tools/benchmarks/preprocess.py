@@ -113,7 +113,7 @@ def seconds_in_batches(share: Share) -> float:
 
 @lru_cache(1)
 def _texts_of(share: Share) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    tokenizer = AutoTokenizer.from_pretrained(share.recipe.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(share.recipe.tokenizer, trust_remote_code=False)
     lines = [line for _, line in read_lines(share.corpus)][share.first :: share.workers]
     if share.kind == "text":
         return tokenizer, [json.loads(line)["text"] for line in lines] if share.corpus.suffix == ".jsonl" else lines
