@@ -55,6 +55,8 @@ class Vigil:
         self._spoken = self._told = time.monotonic()
         self._left = self._leaving = False
         self._over = threading.Event()
+        self._where: tuple[int, str] | None = None
+        self._beat_of_0: Beat | None = None
         self._stacks: Path | None = None
 
     def start(self) -> None:
@@ -131,11 +133,18 @@ class Vigil:
     def _beat(self) -> Beat:
         return Beat(self._published, here.step, here.phase, here.ticks, stacks.in_collective(), self._left)
 
+    def _at(self, last: Beat | None) -> Beat:
+        """Where a rank was that is gone: ranks keep step, and its last word may be older than a short one."""
+        ours = self._beat()
+        return last if last is not None and last.step >= ours.step else ours
+
     def _publish(self, board: Board) -> None:
         # After a beat that says that this rank has left there must be no other.
         with self._lock:
             self._published += 1
-            board.publish(self._beat())
+            beat = self._beat()
+            board.publish(beat)
+            self._where = beat.step, beat.phase
         self._spoken = time.monotonic()
 
     def _hold_on(self) -> None:
@@ -150,10 +159,14 @@ class Vigil:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         try:
             while not self._over.wait(_LOOK_SECONDS):
-                if time.monotonic() - self._spoken >= _BEAT_SECONDS:
+                # Where a rank was when it was killed is the last that it has said.
+                if (here.step, here.phase) != self._where or time.monotonic() - self._spoken >= _BEAT_SECONDS:
                     self._publish(self._talk)
+                if time.monotonic() - looked >= _BEAT_SECONDS:
+                    looked = time.monotonic()
                     self._oversee()
                     if verdict := self._talk.verdict():
                         self._carry_out(verdict)
@@ -167,16 +180,18 @@ class Vigil:
     def _look_at_neighbours(self) -> None:
         if len(self._neighbours) < int(os.environ.get("LOCAL_SIZE", "1")) - 1:
             self._neighbours.meet(self._talk.neighbours(self._place))
-        for rank, how in self._neighbours.gone().items():
-            if rank == 0:
-                self._end_alone(how)
+        gone = self._neighbours.gone()
+        if 0 in gone:
+            self._end_alone(gone[0])
+        if 0 in self._neighbours:
+            self._beat_of_0 = self._talk.beat(0)
+        for rank, how in gone.items():
             beat = self._talk.beat(rank)
             if beat.left:
                 self._neighbours.forget(rank)
             else:
                 _wait_for_lifeline()
-                # Ranks keep step; its last beat may be as old as a few of them.
-                died = words.died(self._name(rank), max(beat, self._beat(), key=lambda one: one.step), how)
+                died = words.died(self._name(rank), self._at(beat), how)
                 self._carry_out(self._talk.condemn(Verdict(EXIT_FAILED, died, self.rank, mute=(rank,))))
 
     def _look_at_notice(self) -> None:
@@ -226,7 +241,7 @@ class Vigil:
         """Rank 0 is gone, and with it what the ranks talk through."""
         _wait_for_lifeline()
         if self._neighbours.first():
-            _speak(words.died(self._name(0), self._beat(), how))
+            _speak(words.died(self._name(0), self._at(self._beat_of_0), how))
         _exit(EXIT_FAILED)
 
 
