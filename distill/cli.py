@@ -83,13 +83,16 @@ def _train(args: argparse.Namespace) -> None:
     from distill.models.downloads import bring, models_of
     from distill.rollcall import assemble
     from distill.topology import start
+    from distill.vigil.watch import keep
 
     roll = assemble()
+    vigil = keep(roll.store, roll.rank, roll.hosts)
     forget_file()  # all hosts have read it
     config = roll.together(lambda: load(args.config, args.overrides))
     roll.compare(roll.together(lambda: fingerprint(config)))
     roll.in_turn(lambda: _examine(config, int(os.environ["WORLD_SIZE"])))
     bring(models_of(config), roll)
+    vigil.expect_progress(config.fault.stall_timeout, config.run.folder)
     topology = start(config.tensor_parallel, config.parallel.timeout_minutes)
     from distill.trainer import train
 

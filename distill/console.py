@@ -8,10 +8,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from distill.errors import EXIT_BAD_INPUT, BadInput
+from distill.errors import EXIT_BAD_INPUT, EXIT_FAILED, BadInput, Ended
 from distill.lifeline import hold
+
+if TYPE_CHECKING:
+    from distill.vigil.watch import Vigil
 
 # The launcher kills the other ranks as soon as the one that speaks has left.
 _GRACE_SECONDS = 60
@@ -24,6 +27,8 @@ def speaks() -> bool:
 
 def quiet_libraries() -> None:
     """Keep libraries' notices off the console; their errors stay."""
+    # A store that is gone with its rank is thirty lines of C++.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch|transformers")
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -63,18 +68,57 @@ def tell(error: BadInput) -> None:
 def run_on_ranks(command: Callable[[], object]) -> int:
     """Run a command that every rank runs; its exit code: what it returns if that is a number, else 0.
 
-    Bad input is printed once a host, without a traceback. A rank ends early if the launch that started it is gone.
+    Bad input is printed once a host, an orderly end once, both without a traceback. A rank ends early if the launch
+    that started it is gone, and, where a watch is kept, if another rank ends.
     """
     hold()
     try:
         code = command()
+        _close_watch()
     except BadInput as error:
-        if not speaks():
-            time.sleep(_GRACE_SECONDS)
-        tell(error)
+        if speaks() or not _others_end(_GRACE_SECONDS):
+            tell(error)
+        _depart(EXIT_BAD_INPUT)
         return EXIT_BAD_INPUT
+    except Ended as end:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"distill: {end}", file=sys.stderr, flush=True)
+        _close_watch()
+        return end.code
+    except Exception as error:
+        watch = _watch()
+        if watch is None:
+            raise
+        return watch.fall(error)
+    except (KeyboardInterrupt, SystemExit):
+        _depart(EXIT_FAILED)
+        raise
     finally:
         from distill.topology import stop
 
         stop()
     return code if isinstance(code, int) else 0
+
+
+def _watch() -> "Vigil | None":
+    from distill.vigil.watch import kept
+
+    return kept()
+
+
+def _others_end(seconds: float) -> bool:
+    """Wait for that; whether it has come to it."""
+    if watch := _watch():
+        return watch.wait_for_end(seconds)
+    time.sleep(seconds)
+    return False
+
+
+def _close_watch() -> None:
+    if watch := _watch():
+        watch.close()
+
+
+def _depart(code: int) -> None:
+    if watch := _watch():
+        watch.depart(code)

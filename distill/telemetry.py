@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, cast
 
@@ -63,8 +63,7 @@ class Telemetry:
             return
         metrics = _finite(metrics)
         self._metrics.append({"step": step, **metrics})
-        if self._wandb:
-            self._wandb.log(metrics, step=step)
+        self._tell_wandb(lambda run: run.log(metrics, step=step))
         shown = {name: metrics[name] for name in _ON_THE_BAR if name in metrics}
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
 
@@ -104,8 +103,16 @@ class Telemetry:
         self.flush()
         if self._bar is not None:
             self._bar.close()
+        self._tell_wandb(lambda run: run.finish())
+
+    def _tell_wandb(self, say: Callable[[Any], object]) -> None:
+        """The run goes on without wandb where its process is gone: who ends ranks may end that first."""
         if self._wandb:
-            self._wandb.finish()
+            try:
+                say(self._wandb)
+            except Exception as error:
+                self._wandb = None
+                warn(f"wandb is lost ({type(error).__name__}: {error}); {METRICS} has everything")
 
 
 _ON_THE_BAR = ("loss/total", "student/reverse_kl", "reward/mean", "valid/loss", "valid/rouge_l")

@@ -8,7 +8,7 @@ import torch
 
 from distill import alarms, objectives
 from distill.bad_numbers import BadSteps, Skipped
-from distill.checkpoint.catalog import CHECKPOINTS, RunState, candidates
+from distill.checkpoint.catalog import CHECKPOINTS, RunState, candidates, tag_of
 from distill.checkpoint.disk import replace_file
 from distill.checkpoint.restoring import Restorer, contents_of
 from distill.checkpoint.saving import Saver
@@ -20,13 +20,14 @@ from distill.data.records import read_manifest
 from distill.data.translation import Translator
 from distill.deepspeed_settings import read_deepspeed_json, resolve_dtype
 from distill.engine import Engine
-from distill.errors import EXIT_BAD_NUMBERS, EXIT_FAILED, Ended
+from distill.errors import EXIT_BAD_NUMBERS, EXIT_FAILED, EXIT_PREEMPTED, Ended
 from distill.evaluation.validation import Validation
 from distill.host import peak_memory_gib, ranks_on_host
 from distill.model_card import model_card
 from distill.models.loading import load_config, load_generation_config, load_tokenizer
 from distill.models.vocabulary import eos_ids, shared_vocabulary
 from distill.objective_settings import Distillm2Settings, DistillmSettings, MiniLLMSettings, Mixable
+from distill.preemption import notice
 from distill.replay import ReplaySource
 from distill.rollout.ends import response_ends
 from distill.rollout.external import ExternalWorker
@@ -45,18 +46,21 @@ from distill.teacher import Teacher
 from distill.telemetry import Stopwatch, Telemetry, warn
 from distill.topology import Topology
 from distill.update import Updater
+from distill.vigil.words import resume
 from distill.whereabouts import here
 
 
 def train(config: Config, topology: Topology) -> None:
     """Run `config` to its last step, from its last checkpoint if it has one. Collective over all ranks."""
     run = Run(config, topology)
+    notice.heeded = True  # from now on what there is can be saved
     while not run.done:
         figures = run.step()
         run.log(figures)
         run.heed(figures)
         run.maybe_validate()
         run.maybe_save()
+        run.maybe_leave()
     run.finish()
 
 
@@ -89,7 +93,9 @@ class Run:
         self.heeded: dict[str, float] = {}
         """What the alarms know of earlier steps; a checkpoint keeps it."""
         self.saver = Saver(self.folder, topology, ranks_on_host(), config.checkpoint.keep, warn)
-        self.state = self._resume()
+        self.told_to_stop = False
+        with here.within("resume"):
+            self.state = self._resume()
         self.telemetry = Telemetry(config, topology.is_writer, self.state.step)
         if self.state.step:
             self.telemetry.say(f"resumed {self.folder} at step {self.state.step}")
@@ -106,13 +112,15 @@ class Run:
         vocab = shared_vocabulary(self.tokenizer, *model_configs)
         deepspeed_json, dtype = read_deepspeed_json(config.parallel.deepspeed), resolve_dtype(config.precision)
         tp = config.parallel
-        self.student = Engine(config.student, deepspeed_json, dtype, topology, vocab, tp.student_tp, config.optim)
+        with here.within("load student"):
+            self.student = Engine(config.student, deepspeed_json, dtype, topology, vocab, tp.student_tp, config.optim)
         self.teacher: Teacher | None = None
         if given is not None:
             translate, theirs = self._translator(given) if apart else (None, vocab)
             # Both models' logits of an id must lie on one rank; their heads may be padded differently.
             rows = model_configs[0].get_text_config().vocab_size if tp.student_tp > 1 and not apart else None
-            engine = Engine(given, deepspeed_json, dtype, self.grid, theirs, tp.teacher_tp, head_rows=rows)
+            with here.within("load teacher"):
+                engine = Engine(given, deepspeed_json, dtype, self.grid, theirs, tp.teacher_tp, head_rows=rows)
             self.teacher = Teacher(engine, topology, self.grid, translate, self.student.shard)
 
     def _translator(self, teacher: ModelSettings) -> tuple[Translator, int]:
@@ -195,7 +203,7 @@ class Run:
         """One optimizer step, rollouts included where a round starts; its figures."""
         started = time.perf_counter()
         step = self.state.step
-        here.step = step + 1
+        here.step, here.phase = step + 1, ""
         with self.watch.phase("minibatch"):
             micro_batches = self.source.minibatch(step)
             plain_text = self.plain_text.minibatch(step) if self.plain_text else []
@@ -204,8 +212,9 @@ class Run:
         figures |= self.bad_steps.figures()
         figures |= {f"adaptive/{name}": value for name, value in (self.source.memory | self.objective.memory).items()}
         # The slowest rank's clock is everyone's: all must agree when the time is up.
-        given = [time.perf_counter() - started, float(self.saver.writing)]
-        seconds, writing = self.topology.max_of_each(given)
+        given = [time.perf_counter() - started, float(self.saver.writing), float(notice.told)]
+        seconds, writing, told = self.topology.max_of_each(given)
+        self.told_to_stop = told > 0
         if self.saver.busy and not writing:
             self.saver.finish()
         self.state = replace(self.state, step=step + 1, seconds=self.state.seconds + seconds)
@@ -282,12 +291,12 @@ class Run:
                 self._say_error(f"the best student so far is not written: {error}; the one before stays")
 
     def maybe_save(self) -> None:
-        """Checkpoint when it is time, when the student is the best so far, and at the end.
+        """Checkpoint when it is time, when the student is the best so far, at the end, and before leaving.
 
         Not after a skipped step: the rollouts in use may be the cause.
         """
         step = self.state.step
-        due = step % self.config.checkpoint.every == 0 or step == self.state.best_step
+        due = self.told_to_stop or step % self.config.checkpoint.every == 0 or step == self.state.best_step
         if self.done or (due and not self.bad_steps.in_a_row):
             self.save()
 
@@ -304,6 +313,21 @@ class Run:
         with here.within("save"):
             self.telemetry.flush()
             self.saver.begin(self.state, contents_of(self.student, self.source.in_use(), self.topology.rank))
+
+    def maybe_leave(self) -> None:
+        """End here, once the checkpoint is one, if any rank was told to.
+
+        Raises:
+            Ended: on every rank.
+        """
+        if not self.told_to_stop or self.done:
+            return
+        self.saver.finish()
+        self.telemetry.close()
+        self.topology.barrier()  # a launcher may kill the others once the first has left
+        step, newest = self.state.step, self.saver.saved
+        told = f"saved at step {step}" if newest == tag_of(step) else f"not saved at step {step}; {newest} stays"
+        raise Ended(EXIT_PREEMPTED, f"told to stop, {told}; {resume()}")
 
     def finish(self) -> None:
         """Without validation data the last student is the one to keep.

@@ -12,6 +12,7 @@ class Whereabouts:
     step: int = 0
     """The optimizer step under way, from 1; 0: none yet."""
     phase: str = "start"
+    """Empty between two phases."""
     ticks: int = 0
     """Grows as long as there is progress."""
 

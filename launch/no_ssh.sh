@@ -9,9 +9,12 @@
 # --node-rank    this host's place in --hosts, from 0
 # --master-addr  of the first host, as the others reach it
 #
-# All from --config on is the run's.
+# All from --config on is the run's. --max-restarts N starts again after a crash; give it on all hosts. SIGTERM or SIGUSR1,
+# on any of them, lets the run save itself and stop.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# For the last words of a run that fails.
+export DISTILL_COMMAND="${DISTILL_COMMAND:-"bash$(printf ' %q' "$0" "$@")"}"
 fail() { echo "no_ssh.sh: $1" >&2; exit 2; }
 dry=false hosts="" slots="" node_rank="" master_addr=""
 flags=()
@@ -38,12 +41,13 @@ IFS=, read -ra names <<<"$hosts"
 ((node_rank < ${#names[@]})) || fail "--node-rank = $node_rank, but --hosts has ${#names[@]} hosts, counted from 0"
 
 [[ -x "$root/.venv/bin/deepspeed" ]] && PATH="$root/.venv/bin:$PATH"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 # DeepSpeed reads how many hosts there are from a file. This one has no name: nobody needs to clean it up.
 file="$(mktemp)"
 exec 9<>"$file"
 rm -f "$file"
 printf "%s slots=$slots\n" "${names[@]}" >&9
-command=(deepspeed --hostfile /dev/fd/9 --no_ssh --node_rank "$node_rank" --master_addr "$master_addr")
+command=(python -m distill.launching --hostfile /dev/fd/9 --no_ssh --node_rank "$node_rank" --master_addr "$master_addr")
 command+=(${flags[@]+"${flags[@]}"} "$root/launch/train.sh" "$@")
 if $dry; then
   printf '%q ' "${command[@]}"

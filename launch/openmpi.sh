@@ -6,9 +6,12 @@
 #
 # All from --config on is the run's. Without --hostfile mpirun asks the scheduler for the hosts. MASTER_ADDR, an address
 # of the first host that the others reach, and MASTER_PORT are optional. mpirun carries the forwarded variables itself:
-# its command line, which --dry-run prints, has their names only.
+# its command line, which --dry-run prints, has their names only. It carries SIGUSR1 too, on which the run saves itself at
+# its next step boundary and ends with exit code 75; on SIGTERM it kills the ranks.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# For the last words of a run that fails.
+export DISTILL_COMMAND="${DISTILL_COMMAND:-"bash$(printf ' %q' "$0" "$@")"}"
 dry=false
 flags=()
 while (($#)) && [[ "$1" != --config && "$1" != --config=* ]]; do

@@ -2,15 +2,18 @@
 # Starts or resumes a run. One file, two readers:
 #
 #   deepspeed [launcher flags] launch/train.sh --config launch/recipes/X.yaml [section.key=value …]
-#   bash launch/train.sh [--dry-run] [launcher flags] --config launch/recipes/X.yaml [section.key=value …]
+#   bash launch/train.sh [--dry-run] [--max-restarts N] [launcher flags] --config launch/recipes/X.yaml [section.key=value …]
 #
-# The second asks all hosts of a hostfile first and gives them the variables that ssh does not bring; see README.
+# The second asks all hosts of a hostfile first and gives them the variables that ssh does not bring; it starts again
+# after a crash, up to N times, and on SIGTERM or SIGUSR1 lets the run save itself. See README.
 #
 # The launcher hands this file to Python on every rank; Python takes everything up to the closing quotes for a string.
 # Bash reads the next line as the command `:` and leaves at `exec`.
 ''':'
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# For the last words of a run that fails.
+export DISTILL_COMMAND="${DISTILL_COMMAND:-"bash$(printf ' %q' "$0" "$@")"}"
 launcher=()
 run=()
 while (($#)); do

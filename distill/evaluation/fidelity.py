@@ -15,6 +15,7 @@ from distill.objectives.chunked import HiddenLogits, chunks
 from distill.objectives.divergences import LogProbs, forward_kl, log_probabilities, reverse_kl
 from distill.objectives.supervised import plain_text_loss
 from distill.topology import Topology
+from distill.whereabouts import here
 
 Measure = Callable[[LogProbs, LogProbs], Float[Tensor, " n"]]
 """A figure of each token, from the student's and the teacher's log-probabilities."""
@@ -50,6 +51,7 @@ def compare(
             stack.enter_context(engine.head_gathered())
         logits = HiddenLogits(student_hidden, student.head_logits), HiddenLogits(teacher_hidden, teacher.head_logits)
         for tokens in chunks(len(student_hidden), topology.device):
+            here.tick()
             log_q, log_p = (log_probabilities(of(tokens)) for of in logits)
             figures = [measure(log_q, log_p).sum() for measure in measures.values()]
             sums += torch.stack([*figures, figures[0].new_tensor(len(log_q))])
@@ -64,6 +66,7 @@ def final_hidden(model: Engine, batch: TokenBatch, micro_batch: int, topology: T
     # Whole, as in a rollout: gathering it layer by layer for each micro-batch takes longer than reading.
     with model.whole() as module:
         for rows in _progress(batch, micro_batch, topology):
+            here.tick()
             rows = rows.to(topology.device)
             states = module.base_model(**rows.model_inputs(), use_cache=False).last_hidden_state
             parts.append(states[:, rows.prompt_ids.shape[1] - 1 : -1][rows.response_mask])
@@ -80,6 +83,7 @@ def mean_cross_entropy(student: Engine, batch: TokenBatch, counted: int, micro_b
     batch = replace(batch, response_lengths=batch.response_lengths * counts)
     sums = torch.zeros(2, dtype=torch.float64, device=topology.device)
     for rows in _progress(batch, micro_batch, topology):
+        here.tick()
         rows = rows.to(topology.device)
         targets = rows.response_ids[rows.response_mask]
         total = student.loss(rows, lambda sum_over: plain_text_loss(sum_over, None, targets, 0.0)).total  # noqa: B023

@@ -1,10 +1,12 @@
 """`deepspeed`, with care for other hosts: they are asked first, and given the variables that ssh does not bring.
 
-    python -m distill.launching [--dry-run] [launcher flags] SCRIPT [its arguments]
+    python -m distill.launching [--dry-run] [--max-restarts N] [launcher flags] SCRIPT [its arguments]
 
 `--dry-run` prints the command and, on stderr, what goes along; nothing is started and no host is asked.
+`--max-restarts` starts again after a crash, up to N times.
 """
 
+import argparse
 import os
 import secrets
 import shlex
@@ -14,51 +16,86 @@ from contextlib import suppress
 from deepspeed.launcher import runner
 
 from distill.console import tell
-from distill.errors import EXIT_BAD_INPUT, BadInput
+from distill.errors import EXIT_BAD_INPUT, EXIT_BAD_NUMBERS, EXIT_DOES_NOT_FIT, EXIT_PREEMPTED, BadInput
 from distill.launching.command import Launch, plan
 from distill.launching.here import check_alone, check_launcher
-from distill.launching.supervision import supervise
+from distill.launching.supervision import Supervisor
+from distill.lifeline import COMMAND
 
 # A connection that is lost without a word is given up after two minutes, and pdsh then names the host.
 _KEEP_ALIVE = "-o ServerAliveInterval=30 -o ServerAliveCountMax=4"
+# After these a start would end in the same way, or is someone else's to decide.
+_SETTLED = (0, EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT, EXIT_BAD_NUMBERS, EXIT_PREEMPTED)
+# Other hosts may still be ending.
+_REST_SECONDS = 5.0
 
 
 def main(arguments: list[str]) -> int:
     """Start what the arguments say; the exit code."""
-    dry = "--dry-run" in arguments
-    wanted = [argument for argument in arguments if argument != "--dry-run"]
+    options, wanted = _options(arguments)
+    typed = os.environ.get(COMMAND) or shlex.join(["python", "-m", "distill.launching", *arguments])
+    supervisor, started = Supervisor(), 0
     try:
-        launch = plan(wanted, os.environ, f"/tmp/distill-{secrets.token_hex(8)}.sh")
-        if dry:
-            print(shlex.join(["deepspeed", *launch.arguments]))
-            if launch.ssh.hosts:
-                print(f"hosts: {', '.join(launch.ssh.hosts)}", file=sys.stderr)
-                print(f"forwarded: {', '.join(launch.variables) or 'nothing'}", file=sys.stderr)
-            return 0
-        return _start(launch)
+        while True:
+            launch = plan(wanted, {**os.environ, COMMAND: typed}, f"/tmp/distill-{secrets.token_hex(8)}.sh")
+            if options.dry_run:
+                _show(launch)
+                return 0
+            code = _start(launch, supervisor, typed)
+            if code in _SETTLED or started == options.max_restarts or not supervisor.rest(_REST_SECONDS):
+                return code
+            started += 1
+            again = f"starting again ({started} of {options.max_restarts})"
+            print(f"distill: the run ended with exit code {code}; {again}", file=sys.stderr, flush=True)
     except BadInput as error:
         tell(error)
         return EXIT_BAD_INPUT
 
 
-def _start(launch: Launch) -> int:
-    arguments = launch.arguments
+def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Ours, which stand before the script, and what DeepSpeed's launcher gets."""
+    parser = argparse.ArgumentParser(prog="distill.launching", allow_abbrev=False, add_help=False)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--max-restarts", type=_count, default=0)
+    return parser.parse_known_args(arguments)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def _show(launch: Launch) -> None:
+    print(shlex.join(["deepspeed", *launch.arguments]))
+    if launch.ssh.hosts:
+        print(f"hosts: {', '.join(launch.ssh.hosts)}", file=sys.stderr)
+        print(f"forwarded: {', '.join(launch.variables) or 'nothing'}", file=sys.stderr)
+
+
+def _start(launch: Launch, supervisor: Supervisor, typed: str) -> int:
+    def run(*more: str) -> None:
+        os.environ[COMMAND] = typed
+        runner.main([*more, *launch.arguments])
+
     if launch.launcher is not None:
         check_launcher(launch.launcher)
-    elif launch.meeting_port is not None:
+    elif launch.alone:
         check_alone(launch.meeting_port)
     if not launch.ssh.hosts:
-        return supervise(lambda: runner.main(arguments))
-    assert launch.meeting_port is not None
+        meeting = (launch.meeting_address, launch.meeting_port) if launch.meeting_address else None
+        return supervisor.run(run, meeting)
     # Whatever happens from here on, no host keeps the file: it may hold keys.
     try:
         if problems := launch.ssh.prepare(launch.meeting_port, launch.file, launch.content):
             raise BadInput(problems)
+        address = launch.meeting_address or launch.ssh.first_address()
         # DeepSpeed would ask once more, by an ssh without the user's options.
-        found = ["--master_addr", launch.ssh.first_address()] if launch.finds_address else []
+        found = [] if launch.meeting_address else ["--master_addr", address]
         before = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
         os.environ["PDSH_SSH_ARGS_APPEND"] = f"{before} {_KEEP_ALIVE}".strip()
-        return supervise(lambda: runner.main(["--no_ssh_check", *found, *arguments]))
+        return supervisor.run(lambda: run("--no_ssh_check", *found), (address, launch.meeting_port))
     finally:
         _clear(launch)
 

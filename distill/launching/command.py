@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.launcher import runner
 
 from distill.errors import BadInput, Problem
@@ -29,10 +30,11 @@ class Launch:
     """What reaches the hosts; None where ranks start on this machine, or we do not know."""
     ssh: Ssh = field(default_factory=Ssh)
     """Without hosts where nothing is to be asked of them."""
-    meeting_port: int | None = None
-    """Where the ranks will meet, if we know on which machine."""
-    finds_address: bool = False
-    """Whether the meeting point's address has to be found out."""
+    meeting_port: int = TORCH_DISTRIBUTED_DEFAULT_PORT
+    meeting_address: str | None = None
+    """Where the ranks will meet; None where it has yet to be found out, or nobody but the launcher knows."""
+    alone: bool = False
+    """Whether all ranks are on this machine."""
     file: str | None = None
     content: str = ""
     variables: tuple[str, ...] = ()
@@ -47,22 +49,23 @@ def plan(arguments: Sequence[str], environment: Mapping[str, str], file: str) ->
     args = runner.parse_args(list(arguments))
     _check_numbers(args)
     hosts = [] if args.no_ssh else _hosts(args)
-    launcher = args.launcher.lower()
+    launcher, port, address = args.launcher.lower(), args.master_port, args.master_addr or None
     if len(hosts) < 2 and not (hosts and args.force_multi):
-        return Launch(list(arguments), meeting_port=None if args.no_ssh else args.master_port)
+        alone = not args.no_ssh
+        return Launch(list(arguments), None, Ssh(), port, "127.0.0.1" if alone else address, alone)
     if launcher not in _LAUNCHERS:
         raise BadInput(Problem("--launcher", args.launcher, "no such launcher", f"one of {', '.join(_LAUNCHERS)}"))
     if launcher not in ("pdsh", "openmpi"):
-        return Launch(list(arguments))
+        return Launch(list(arguments), None, Ssh(), port, address)
     flags = list(arguments[: len(arguments) - 1 - len(args.user_args)])
-    variables, finds = forwarded(environment), not args.master_addr
+    variables = forwarded(environment)
     if launcher == "openmpi":
         given = [args.launcher_args, shlex.join(_for_mpirun(args, variables))]
         flags.append(f"--launcher_args={' '.join(given).strip()}")
         # mpirun may have another way onto the hosts than ssh.
         ssh = Ssh() if args.no_ssh_check else Ssh(hosts, args.ssh_port)
         words = [*flags, args.user_script, *args.user_args]
-        return Launch(words, launcher, ssh, args.master_port, finds and bool(ssh.hosts), variables=tuple(variables))
+        return Launch(words, launcher, ssh, port, address, variables=tuple(variables))
     for name, path in (("checkout", str(Path.cwd())), ("python", sys.executable), ("script", args.user_script)):
         if one_word(path) != path:
             wrong = "DeepSpeed hands this path to other hosts unquoted"
@@ -73,7 +76,7 @@ def plan(arguments: Sequence[str], environment: Mapping[str, str], file: str) ->
     # pdsh gives them to ssh.
     ssh = Ssh(hosts, args.ssh_port, environment.get("PDSH_SSH_ARGS_APPEND", "").split())
     flags += ["--venv_script", file, args.user_script]
-    return Launch([*flags, *words], launcher, ssh, args.master_port, finds, file, content, tuple(variables))
+    return Launch([*flags, *words], launcher, ssh, port, address, False, file, content, tuple(variables))
 
 
 def _check_numbers(args: "runner.argparse.Namespace") -> None:

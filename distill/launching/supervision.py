@@ -1,9 +1,14 @@
-"""A launcher in a process of its own, which does not outlive us: pdsh and its ranks would go on without it."""
+"""A launcher in a process of its own, which does not outlive us: pdsh and its ranks would go on without it.
+
+Signals come here first: the ranks are asked, at the place where they have met, to save themselves and stop.
+"""
 
 import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,30 +17,96 @@ from typing import NoReturn
 
 import psutil
 
+from distill.errors import EXIT_FAILED
+from distill.preemption import SIGNALS
+from distill.vigil.board import Verdict, call
+
 # DeepSpeed's launcher gives ranks 30 s before it kills them.
 _GRACE_SECONDS = 40
+_ASK_SECONDS = 5.0
+# Ranks that hear of their end need no signal, which their launcher would send to what serves them, too.
+_END_SECONDS = 8.0
 _PR_SET_PDEATHSIG = 1
+_LAUNCH = -1
+"""In the place of a rank that has ended the run."""
 
 
-def supervise(launch: Callable[[], object]) -> int:
-    """Run `launch` and wait for it; its exit code. Being told to end ends it, being killed too (on Linux)."""
-    us = os.getpid()
-    child = os.fork()
-    if child == 0:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # DeepSpeed puts its own in this place where it reaches hosts by pdsh.
-            signal.signal(number, _end_children)
-        _end_with(us)
-        os._exit(_code(launch))
+class Supervisor:
+    """Of one launch, or of several of the same run one after the other."""
 
-    def pass_on(_: int, __: FrameType | None) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGTERM)
+    def __init__(self) -> None:
+        self.told = False
+        """Whether someone wants this to end: then it is not started again."""
+        self._child: int | None = None
+        self._meeting: tuple[str, int] | None = None
 
+    def run(self, launch: Callable[[], object], meeting: tuple[str, int] | None = None) -> int:
+        """Run `launch`, whose ranks meet at an address and port, and wait for it; its exit code.
+
+        SIGTERM and SIGUSR1 let the ranks save themselves and stop, once; again, or SIGINT, ends them. They end too, on
+        Linux, when this process is killed.
+        """
+        if self.told:
+            return EXIT_FAILED
+        self._meeting = meeting
+        us = os.getpid()
+        self._child = os.fork()
+        if self._child == 0:
+            _be_launcher(us)
+            os._exit(_code(launch))
+        for number in (signal.SIGINT, *SIGNALS):
+            signal.signal(number, self._hear)
+        _, status = os.waitpid(self._child, 0)
+        self._child = None
+        return max(os.waitstatus_to_exitcode(status), 1) if status else 0
+
+    def rest(self, seconds: float) -> bool:
+        """Wait before the next launch; whether it may be."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.told:
+            time.sleep(0.1)
+        return not self.told
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        first, self.told = not self.told, True
+        if self._child is None:
+            return
+        if first and number != signal.SIGINT and self._ask(None):
+            print("distill: told to stop; the run saves itself at its next step boundary", file=sys.stderr, flush=True)
+            return
+        # A signal alone would let ranks go on to their step boundary.
+        heard = self._ask(Verdict(EXIT_FAILED, "the launch was told to end", _LAUNCH))
+        ending = threading.Timer(_END_SECONDS if heard else 0, self._end, [self._child])
+        ending.daemon = True
+        ending.start()
+
+    def _end(self, child: int) -> None:
+        if child == self._child:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGTERM)
+
+    def _ask(self, verdict: Verdict | None) -> bool:
+        """Let the ranks know; whether they could hear it."""
+        if self._meeting is None:
+            return False
+        meeting, heard = self._meeting, []
+        # A rank that is frozen would hold this process up.
+        asking = threading.Thread(target=lambda: heard.append(call(*meeting, verdict)), daemon=True)
+        asking.start()
+        asking.join(_ASK_SECONDS)
+        return heard == [True]
+
+
+def _be_launcher(parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
-    _, status = os.waitpid(child, 0)
-    return max(os.waitstatus_to_exitcode(status), 1) if status else 0
+        # DeepSpeed puts its own in this place where it reaches hosts by pdsh.
+        signal.signal(number, _end_children)
+    # A scheduler may send it to all processes of a job: DeepSpeed's launcher would die of it, before the ranks listen.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)  # it was faster
 
 
 def _end_children(_: int, __: FrameType | None) -> NoReturn:
@@ -45,13 +116,6 @@ def _end_children(_: int, __: FrameType | None) -> NoReturn:
             process.terminate()
     psutil.wait_procs(children, timeout=_GRACE_SECONDS)
     sys.exit(1)
-
-
-def _end_with(parent: int) -> None:
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(1)  # it was faster
 
 
 def _code(launch: Callable[[], object]) -> int:

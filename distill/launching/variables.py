@@ -10,6 +10,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from distill.lifeline import COMMAND
+
 _PREFIXES = (
     "WANDB_",
     "HF_",
@@ -24,7 +26,7 @@ _PREFIXES = (
     "OMP_",
     "MPI4PY_",
 )
-_NAMES = ("LD_LIBRARY_PATH", "CXX", "CUDA_HOME")
+_NAMES = ("LD_LIBRARY_PATH", "CXX", "CUDA_HOME", COMMAND)
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
 # Of this host's own launch, or read by the launcher alone.

@@ -19,6 +19,7 @@ from distill.rollout.ends import Ends
 from distill.rollout.follower import Follower
 from distill.rollout.gathering import Together, on_this_rank
 from distill.rollout.sampling import importance_weights
+from distill.whereabouts import here
 
 # Tokens between looks at which rows have ended; each look waits for the accelerator.
 _CHECK_EVERY = 4
@@ -67,6 +68,7 @@ def decode(
     alive = torch.arange(rows, device=tokens.device)
 
     for t in range(limit):
+        here.tick()
         asked = [model for model, when in turns if when[t]]
         drawn = [model.draw(tokens[:, :t], randomness.uniforms[:, t]) for model in asked]
         tokens[:, t] = agree(drawn[0] if len(drawn) == 1 else torch.where(coins[:, t], drawn[1], drawn[0]))

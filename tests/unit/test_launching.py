@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import BadInput
+from distill.launching import __main__ as launching
 from distill.launching import here, hosts
 from distill.launching.__main__ import main
-from distill.launching.command import plan
+from distill.launching.command import Launch, plan
 from distill.launching.here import check_alone
 from distill.launching.hosts import Ssh
+from distill.launching.supervision import Supervisor
 from distill.launching.variables import exports, forwarded, one_word
 
 NASTY = '/a dir/it\'s "$(touch x)" `touch x`;%h \\ é\n$HOME.yaml'
@@ -184,7 +187,7 @@ def test_hosts_are_asked_with_the_options_that_pdsh_will_use(hostfile: str, fake
     launch = plan(["--hostfile", hostfile, "launch/train.sh"], options, FILE)
     (fake_ssh / "bin/hostname").write_text("#!/bin/sh\necho 10.0.0.7 fd00::7\n")
     (fake_ssh / "bin/hostname").chmod(0o755)
-    assert launch.finds_address
+    assert launch.meeting_address is None
     assert launch.ssh.first_address() == "10.0.0.7"
     asked = (fake_ssh / "asked").read_text().splitlines()
     assert asked[-5:] == ["-i", "/a/key", "-oPort=2222", "worker-1", "hostname -I"]
@@ -256,11 +259,11 @@ def test_hosts_with_different_numbers_of_ranks_are_refused(tmp_path: Path) -> No
 
 SLEEPS = """
 import subprocess, sys
-from distill.launching.supervision import supervise
+from distill.launching.supervision import Supervisor
 def launch():
     print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
     subprocess.run(["sleep", "60"])
-sys.exit(supervise(launch))
+sys.exit(Supervisor().run(launch))
 """
 
 
@@ -274,9 +277,134 @@ def test_what_was_launched_ends_with_the_launcher(how: signal.Signals, root: Pat
     launched.wait(timeout=10)
 
 
+LISTENS = """
+import sys, time, torch.distributed as dist
+from distill.launching.supervision import Supervisor
+from distill.vigil.board import Beat, Board
+def launch():
+    # A rank, as far as the launch can see.
+    store = dist.TCPStore("127.0.0.1", PORT, is_master=True, wait_for_workers=False)
+    board = Board.beside(store, 0, 1)
+    board.publish(Beat(1, 1, "", 1, False))
+    print("up", flush=True)
+    while not board.told_to_leave() and not board.verdict():
+        time.sleep(0.05)
+    sys.exit(9 if board.verdict() else 75)
+sys.exit(Supervisor().run(launch, ("127.0.0.1", PORT)))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 9)])
+def test_a_signal_to_the_launch_reaches_the_ranks_as_a_word(
+    number: signal.Signals, code: int, root: Path, free_port: Callable[[], int]
+) -> None:
+    text = LISTENS.replace("PORT", str(free_port()))
+    launcher = subprocess.Popen([sys.executable, "-c", text], cwd=root, stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout
+    assert launcher.stdout.readline() == "up\n"
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=20) == code
+
+
+@pytest.mark.parametrize(
+    ("codes", "limit", "starts"),
+    [
+        ([1, 247, 0], 5, 3),
+        ([1, 1, 1, 1], 2, 3),
+        ([1, 1], 0, 1),
+        ([1, 75], 5, 2),
+        *(([settled], 5, 1) for settled in (0, 2, 3, 4, 75)),
+    ],
+)
+def test_a_crash_is_started_again_and_nothing_else(
+    codes: list[int], limit: int, starts: int, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    given = iter(codes)
+    seen: list[list[str]] = []
+
+    def start(launch: Launch, supervisor: Supervisor, typed: str) -> int:
+        seen.append(launch.arguments)
+        return next(given)
+
+    monkeypatch.setattr(launching, "_start", start)
+    monkeypatch.setattr(launching, "_REST_SECONDS", 0.01)
+    arguments = ["--max-restarts", str(limit), "launch/train.sh", "--config", "x.yaml"]
+    assert main(arguments) == codes[starts - 1]
+    assert seen == [["launch/train.sh", "--config", "x.yaml"]] * starts
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == starts - 1
+    assert not said or said[0] == f"distill: the run ended with exit code 1; starting again (1 of {limit})"
+
+
+def test_a_launch_that_was_told_to_end_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(launch: Launch, supervisor: Supervisor, typed: str) -> int:
+        supervisor._hear(signal.SIGTERM, None)
+        return 1
+
+    monkeypatch.setattr(launching, "_start", start)
+    assert main(["--max-restarts=3", "launch/train.sh"]) == 1
+
+
+def test_a_number_of_restarts_that_is_none_is_refused(capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--max-restarts", "-1", "launch/train.sh"])
+    assert "-1 is less than 0" in capsys.readouterr().err
+
+
+def test_what_was_typed_goes_along(hostfile: str) -> None:
+    """To say how to resume."""
+    environment = {"DISTILL_COMMAND": f"bash {NASTY}"}
+    launch = plan(["--hostfile", hostfile, "launch/train.sh"], environment, FILE)
+    done = subprocess.run(
+        ["bash", "-c", launch.content + 'printf %s "$DISTILL_COMMAND"'], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"bash {NASTY}"
+    flags = ["--launcher", "openmpi", "--hostfile", hostfile]
+    assert "-x DISTILL_COMMAND" in " ".join(plan([*flags, "launch/train.sh"], environment, FILE).arguments)
+
+
+def test_train_sh_keeps_what_was_typed(root: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\nprintf %s "$DISTILL_COMMAND"\n')
+    python.chmod(0o755)
+    scripts = tmp_path / "launch"
+    scripts.mkdir()
+    shutil.copy(root / "launch/train.sh", scripts)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment.pop("DISTILL_COMMAND", None)
+    command = ["bash", str(scripts / "train.sh"), "--config", NASTY]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    read = ["bash", "-c", 'eval "set -- $1"; printf "%s\\0" "$@"', "bash", done.stdout]
+    assert subprocess.run(read, capture_output=True, text=True, check=True).stdout.split("\0")[:-1] == command
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (1, False)])
+def test_slurm_sbatch_passes_the_signal_on_and_goes_back_into_the_queue(
+    code: int, requeued: bool, root: Path, tmp_path: Path
+) -> None:
+    """With an srun that ends with `code` when it is told to stop."""
+    scripts = {
+        "srun": f"trap 'exit {code}' USR1; touch {tmp_path}/up; while true; do sleep 0.05; done",
+        "scontrol": f'[ "$1" = requeue ] && echo "$@" > {tmp_path}/requeued || echo node-1',
+    }
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "node-1", "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(root)}
+    environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    batch = subprocess.Popen(["bash", "launch/slurm.sbatch", "--config", "x.yaml"], cwd=root, env=environment)
+    while not (tmp_path / "up").exists():
+        time.sleep(0.02)
+    batch.send_signal(signal.SIGUSR1)
+    assert batch.wait(timeout=10) == code
+    assert (tmp_path / "requeued").exists() == requeued
+    if requeued:
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
 def test_a_launch_hands_on_its_exit_code(root: Path) -> None:
     for code in (0, 2):
-        text = f"from distill.launching.supervision import *; sys.exit(supervise(lambda: sys.exit({code})))"
+        text = f"from distill.launching.supervision import *; sys.exit(Supervisor().run(lambda: sys.exit({code})))"
         assert subprocess.run([sys.executable, "-c", text], cwd=root, check=False).returncode == code
 
 
@@ -340,7 +468,8 @@ def test_openmpi_sh_needs_no_variable(root: Path) -> None:
 def test_no_ssh_sh_prints_its_command(root: Path, tmp_path: Path) -> None:
     hosts = ["--hosts", "a,b", "--slots", "8", "--node-rank", "1", "--master-addr", "a.svc", "--master_port", "7000"]
     printed = dry(root, "no_ssh.sh", *hosts, "--config", NASTY, "a=$(touch x)", cwd=tmp_path)
-    head = ["deepspeed", "--hostfile", "/dev/fd/9", "--no_ssh", "--node_rank", "1", "--master_addr", "a.svc"]
+    head = ["python", "-m", "distill.launching", "--hostfile", "/dev/fd/9", "--no_ssh"]
+    head += ["--node_rank", "1", "--master_addr", "a.svc"]
     assert printed == [*head, "--master_port", "7000", str(root / "launch/train.sh"), "--config", NASTY, "a=$(touch x)"]
     assert not list(tmp_path.iterdir())
 
@@ -373,7 +502,7 @@ def test_slurm_sbatch_prints_its_command(root: Path, tmp_path: Path) -> None:
         "SLURM_NODEID": "1",
     }
     printed = dry(root, "slurm.sbatch", "--config", NASTY, "a=$(touch x)", cwd=tmp_path, **job)
-    assert printed[:3] == ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    assert printed[:4] == ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--wait=300"]
     assert "--cpus-per-task=64" in printed
     task = printed[printed.index("bash") :]
     assert task[-3:] == ["--config", NASTY, "a=$(touch x)"]

@@ -107,7 +107,7 @@ def test_what_cannot_be_asked_any_more_is_gone(error: Exception, monkeypatch: py
 
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    lifeline._watch(Launcher(), 1, False)
+    lifeline._watch(lifeline.Lifeline(Launcher(), 1, False))  # type: ignore[arg-type]
     assert codes == [1]
 
 
