@@ -1,4 +1,4 @@
-"""Run by the DeepSpeed launcher from test_faults.py: `distill train`, in which one rank does something else at a step.
+"""Run by the DeepSpeed launcher from test_endings.py: `distill train`, in which one rank does something else at a step.
 
 deepspeed --num_accelerators N tests/ranks/broken.py --local_rank=K FAULT RANK STEP --config CONFIG
 
