@@ -326,7 +326,8 @@ class Run:
         self.telemetry.close()
         self.topology.barrier()  # a launcher may kill the others once the first has left
         step, newest = self.state.step, self.saver.saved
-        told = f"saved at step {step}" if newest == tag_of(step) else f"not saved at step {step}; {newest} stays"
+        stays = f"{newest} stays" if newest else "there is no checkpoint yet"
+        told = f"saved at step {step}" if newest == tag_of(step) else f"not saved at step {step}; {stays}"
         raise Ended(EXIT_PREEMPTED, f"told to stop, {told}; {resume()}")
 
     def finish(self) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from distill.whereabouts import here
+
 _READ_BYTES = 4 << 20
 
 
@@ -98,6 +100,7 @@ def wrong_with(path: Path, record: FileRecord) -> str | None:
         with path.open("rb") as file:
             while data := file.read(_READ_BYTES):
                 found.update(data)
+                here.tick()
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
     return None if found.hexdigest() == record.sha256 else f"{path.name} is not what was written (checksum)"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.checkpoint.disk import HashedFile
+from distill.whereabouts import here
 
 _DTYPES = {
     torch.float64: "F64",
@@ -51,3 +52,4 @@ def serialise(content: TensorFile, file: HashedFile) -> None:
         data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         for chunk in data.split(_CHUNK_BYTES):
             file.write(chunk.cpu().numpy().data)
+            here.tick()

@@ -28,7 +28,7 @@ from distill.whereabouts import here
 
 _LOOK_SECONDS, _BEAT_SECONDS = 0.25, 1.0
 # A rank that cannot publish for so long has lost the network, or its interpreter is stuck.
-_SILENT_SECONDS = 30.0
+_SILENT_SECONDS = 60.0
 # After a connection has broken somewhere, a rank that is silent for so long is what has broken it.
 _BROKEN_SECONDS = 5.0
 # So who has noticed waits for that to be said.
