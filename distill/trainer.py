@@ -7,42 +7,23 @@ from dataclasses import replace
 import torch
 
 from distill import alarms, objectives
+from distill.assembly import load_models, open_source
 from distill.bad_numbers import BadSteps, Skipped
 from distill.checkpoint.catalog import CHECKPOINTS, RunState, candidates, tag_of
 from distill.checkpoint.disk import replace_file
 from distill.checkpoint.restoring import Restorer, contents_of
 from distill.checkpoint.saving import Saver
 from distill.checkpoint.students import recover_student, write_student
-from distill.config import RESOLVED, Config, ModelSettings, dump
+from distill.config import RESOLVED, Config, dump
 from distill.data.batches import Rollouts
-from distill.data.loading import InstructionRecords, open_plain_text
-from distill.data.records import read_manifest
-from distill.data.translation import Translator
-from distill.deepspeed_settings import read_deepspeed_json, resolve_dtype
-from distill.engine import Engine
+from distill.data.loading import open_plain_text
 from distill.errors import EXIT_BAD_NUMBERS, EXIT_FAILED, EXIT_PREEMPTED, Ended
 from distill.evaluation.validation import Validation
 from distill.host import peak_memory_gib, ranks_on_host
 from distill.model_card import model_card
-from distill.models.loading import load_config, load_generation_config, load_tokenizer
-from distill.models.vocabulary import eos_ids, shared_vocabulary
-from distill.objective_settings import Distillm2Settings, DistillmSettings, MiniLLMSettings, Mixable
+from distill.objective_settings import MiniLLMSettings
 from distill.preemption import notice
-from distill.replay import ReplaySource
-from distill.rollout.ends import response_ends
-from distill.rollout.external import ExternalWorker
-from distill.rollout.vllm_engine import VllmEngine
-from distill.rollout.worker import RolloutWorker
-from distill.sources import (
-    RECORDED_IN_MIX,
-    MixedSource,
-    PairedSource,
-    RecordedSource,
-    RolloutSource,
-    Sampler,
-    Source,
-)
-from distill.teacher import Teacher
+from distill.sources import RecordedSource, Source
 from distill.telemetry import Stopwatch, Telemetry, warn
 from distill.topology import Topology
 from distill.update import Updater
@@ -85,8 +66,16 @@ class Run:
         # Dropout's masks; data order, coins and token draws have streams of their own.
         torch.manual_seed(config.run.seed * 2**16 + topology.dp_rank)
         self.objective = objectives.build(config.objective)
-        self._load_models()
-        self._open_data()
+        models = load_models(config, topology, self.grid)
+        self.tokenizer, self.student, self.teacher = models.tokenizer, models.student, models.teacher
+        self.validation: Validation | None = None
+        if config.data.valid:
+            self.validation = Validation(config, self.student, models.alike, self.tokenizer, models.ends, self.grid)
+        self.source = open_source(config, models, self.validation, lambda: self.progress)
+        self.plain_text: Source | None = None
+        if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):
+            texts = open_plain_text(config.data.plain_text, "data.plain_text")
+            self.plain_text = RecordedSource(texts, config, topology)
         self.updater = Updater(self.objective, self.student, self.teacher, topology, self.watch)
         self.bad_steps = BadSteps(self.folder, self.tokenizer, topology, self.student.loss_scale)
         self.skipped: Skipped | None = None
@@ -99,79 +88,6 @@ class Run:
         self.telemetry = Telemetry(config, topology.is_writer, self.state.step)
         if self.state.step:
             self.telemetry.say(f"resumed {self.folder} at step {self.state.step}")
-
-    def _load_models(self) -> None:
-        config, topology = self.config, self.topology
-        given = config.teacher if config.objective.needs_teacher else None
-        apart = config.objective.own_tokenizer
-        models = [config.student] if given is None or apart else [config.student, given]
-        model_configs = [load_config(model, "student.path or teacher.path") for model in models]
-        self.tokenizer = load_tokenizer(config.student.path, "student.path", config.student.trust_remote_code)
-        self.eos_ids = eos_ids(self.tokenizer, [*model_configs, *map(load_generation_config, models)])
-        self.ends = response_ends(config.rollout, self.eos_ids, self.tokenizer, topology.device)
-        vocab = shared_vocabulary(self.tokenizer, *model_configs)
-        deepspeed_json, dtype = read_deepspeed_json(config.parallel.deepspeed), resolve_dtype(config.precision)
-        tp = config.parallel
-        with here.within("load student"):
-            self.student = Engine(config.student, deepspeed_json, dtype, topology, vocab, tp.student_tp, config.optim)
-        self.teacher: Teacher | None = None
-        if given is not None:
-            translate, theirs = self._translator(given) if apart else (None, vocab)
-            # Both models' logits of an id must lie on one rank; their heads may be padded differently.
-            rows = model_configs[0].get_text_config().vocab_size if tp.student_tp > 1 and not apart else None
-            with here.within("load teacher"):
-                engine = Engine(given, deepspeed_json, dtype, self.grid, theirs, tp.teacher_tp, head_rows=rows)
-            self.teacher = Teacher(engine, topology, self.grid, translate, self.student.shard)
-
-    def _translator(self, teacher: ModelSettings) -> tuple[Translator, int]:
-        """From the student's tokens to those of a teacher with another tokenizer, and how many it has."""
-        tokenizer = load_tokenizer(teacher.path, "teacher.path", teacher.trust_remote_code)
-        model_config = load_config(teacher, "teacher.path")
-        longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-        return Translator(self.tokenizer, tokenizer, self.eos_ids, longest), shared_vocabulary(tokenizer, model_config)
-
-    def _open_data(self) -> None:
-        config, topology = self.config, self.topology
-        # A teacher with another tokenizer can neither mix into a rollout nor score its tokens.
-        alike = self.teacher.engine if self.teacher and not config.objective.own_tokenizer else None
-        self.validation: Validation | None = None
-        if config.data.valid:
-            self.validation = Validation(config, self.student, alike, self.tokenizer, self.ends, self.grid)
-        records = InstructionRecords(config.data.train, "data.train")
-        self.source: Source = RecordedSource(records, config, topology)
-        if config.objective.samples:
-            assert self.teacher is not None
-            sampler = Sampler(records, self._worker(alike), self.teacher, config, topology)
-            self.source = self._sampling(records, sampler)
-        self.plain_text: Source | None = None
-        if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):
-            texts = open_plain_text(config.data.plain_text, "data.plain_text")
-            self.plain_text = RecordedSource(texts, config, topology)
-
-    def _worker(self, teacher: Engine | None) -> RolloutWorker:
-        config, settings = self.config, self.config.rollout
-        # Ranks that share a teacher decode together if it takes part.
-        topology = self.grid if teacher else self.topology
-        given = (self.student, teacher, settings, self.ends, config.run.seed, topology)
-        if settings.engine == "builtin":
-            return RolloutWorker(*given)
-        dtype, ends = resolve_dtype(config.precision), [*self.eos_ids, *settings.stop_ids]
-        longest = read_manifest(config.data.train, "data.train").settings.max_prompt
-        vocab, device = self.student.vocab, topology.device
-        return ExternalWorker(*given, VllmEngine(config.student, dtype, vocab, settings, ends, longest, device))
-
-    def _sampling(self, records: InstructionRecords, sampler: Sampler) -> Source:
-        config, objective = self.config, self.config.objective
-        recorded = RecordedSource(records, config, self.topology, RECORDED_IN_MIX)
-        if isinstance(objective, DistillmSettings):
-            assert self.validation is not None
-            return ReplaySource(recorded, sampler, self.validation.loss, lambda: self.progress, objective, config)
-        if isinstance(objective, Distillm2Settings):
-            return PairedSource(sampler, config)
-        rollouts = RolloutSource(sampler, config, config.optim.batch_size)
-        if isinstance(objective, Mixable) and objective.reads_responses:
-            return MixedSource(recorded, rollouts, objective.on_policy, config.run.seed)
-        return rollouts
 
     def _resume(self) -> RunState:
         restorer = Restorer(self.folder, self.topology, warn)
