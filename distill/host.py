@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -110,11 +110,22 @@ def interface_towards(host: str) -> str | None:
     return None
 
 
+def free_host_memory_bytes() -> float:
+    """Of this host, or of the part of it that a container or a scheduler's job may use."""
+    free = float(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):
+        group = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().rpartition(":")[2]
+        folder = Path("/sys/fs/cgroup") / group.lstrip("/")
+        limit, used = ((folder / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+        free = min(free, float(limit) - float(used))  # without a limit it says "max"
+    return max(free, 0.0)
+
+
 def free_memory_bytes() -> float:
     """What this rank may still take: its share of the host's memory, or what its accelerator has left."""
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
-        return psutil.virtual_memory().available / ranks_on_host()
+        return free_host_memory_bytes() / ranks_on_host()
     # The allocator's own reserve can be used again.
     reserve = accelerator.memory_reserved() - accelerator.memory_allocated()
     return float(accelerator.available_memory() + reserve)

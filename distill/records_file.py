@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from distill.checkpoint.disk import sync_file
+from distill.checkpoint.disk import replace_file, sync_file
 
 
 class Records:
@@ -20,9 +20,7 @@ class Records:
         """Bytes of whole lines in the file."""
         if path.exists():
             kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) <= start_step]
-            beside = path.with_suffix(".new")
-            beside.write_bytes(b"".join(kept))
-            beside.rename(path)
+            replace_file(path, b"".join(kept))
             self._size = sum(map(len, kept))
 
     def append(self, record: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import deepspeed
+import torch
 import torch.distributed as dist
 from deepspeed.checkpoint.affine import ParamAffineMap
 from deepspeed.checkpoint.constants import UNIVERSAL_CHECKPOINT_INFO
@@ -77,6 +78,8 @@ class Shards:
         self._pieces: dict[str, dict[str, Any]] = info.get("affine_map", {}).get("params", {})
         self._groups, self.flats, self._publish = self._parts_of(self._zero)
         self.segments = [segment for flat, group in enumerate(self._groups) for segment in self._cut(flat, group)]
+        if any(segment.offset + segment.length > self.flats[segment.flat].numel() for segment in self.segments):
+            raise NotImplementedError("DeepSpeed keeps the optimizer's state where it cannot be saved from")
 
     def _parts_of(self, zero: Any) -> tuple[list[list[Any]], list[Tensor], Callable[[], None]]:
         """Parameters by flat tensor, the flat tensors, and what brings these into the weights of the model."""
@@ -144,7 +147,8 @@ class Shards:
         """The flat tensors and their moments, live, by name; `I.fp32` is flat tensor I."""
         found: dict[str, Tensor] = {}
         for index, flat in enumerate(self.flats):
-            kept = {name: value for name, value in self._adam.state[flat].items() if isinstance(value, Tensor)}
+            state = self._adam.state[flat].items()
+            kept = {name: value for name, value in state if isinstance(value, Tensor) and value.ndim}
             found |= {f"{index}.{name}": value for name, value in ({"fp32": flat} | kept).items()}
         return found
 
@@ -156,8 +160,7 @@ class Shards:
         elif isinstance(state.get(name), Tensor):
             state[name].copy_(value)
         else:
-            # AdamW counts its steps on the host.
-            state[name] = value.clone() if value.ndim == 0 else value.to(flat.device, copy=True)
+            state[name] = value.to(flat.device, copy=True)
 
     def notes(self) -> dict[str, Any]:
         """All else that a step changes, as JSON knows it; the same on every rank but for the segments."""
@@ -165,17 +168,17 @@ class Shards:
         return {
             "segments": [list(asdict(segment).values()) for segment in self.segments],
             "parts": {s.name: parts.pieces for s in self.segments if (parts := self.parts(s.name)) is not None},
-            "counts": [_simple(self._adam.state[flat]) for flat in self.flats],
+            # FusedAdam counts for the last parameter of a group alone.
+            "steps": max((int(self._adam.state[flat].get("step", 0)) for flat in self.flats), default=0),
             "groups": [_simple(group) for group in self._adam.param_groups],
             "schedule": _simple(scheduler.state_dict()),
             "scale": {name: getattr(self._scaler, name) for name in _SCALE if hasattr(self._scaler, name)},
             "counters": {name: getattr(self._engine, name) for name in _COUNTERS},
         }
 
-    def take_notes(self, notes: dict[str, Any], counts: dict[str, Any]) -> None:
-        """Put back what `notes` gave; `counts`: of AdamW's state, for every flat tensor."""
-        for flat in self.flats:
-            self._adam.state[flat].update(counts)
+    def take_notes(self, notes: dict[str, Any]) -> None:
+        """Put back what `notes` gave."""
+        self._count_to(notes["steps"])
         for group, saved in zip(self._adam.param_groups, notes["groups"], strict=True):
             # The rest is the recipe's.
             group.update({name: saved[name] for name in ("lr", "initial_lr", "step") if name in saved})
@@ -185,6 +188,20 @@ class Shards:
             setattr(self._scaler, name, value)
         for name, value in notes["counters"].items():
             setattr(self._engine, name, value)
+
+    def _count_to(self, steps: int) -> None:
+        """Let AdamW have made so many steps."""
+        for flat in self.flats:
+            # torch's own counts in a tensor on the host.
+            is_torch = isinstance(self._adam, torch.optim.AdamW)
+            self._adam.state[flat]["step"] = torch.tensor(float(steps)) if is_torch else steps
+        if hasattr(self._adam, "ds_opt_adam"):
+            # DeepSpeed's on the host multiplies its powers of β as it goes, and takes others, a bit off, after a leap.
+            group, nothing = self._adam.param_groups[0], [torch.zeros(1) for _ in range(4)]
+            given = group["lr"], *group["betas"], group["eps"], 0.0, True
+            for step in range(1, steps + 1):
+                for _ in self.flats:
+                    self._adam.ds_opt_adam.adam_update(self._adam.opt_id, step, *given, *nothing)
 
     @property
     def _scaler(self) -> Any:

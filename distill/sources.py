@@ -192,6 +192,8 @@ class PairedSource(Source):
         round_index, rows = self.sampled.place_of(step)
         if self._recorded is None or self.fresh is not None:
             self._recorded = self._read(round_index)
+            if self.fresh is None:
+                self.sampler.teacher.take_counts()  # resumed within a round: it has been counted before
         return [*micro_batches, *self._recorded.rows(rows).split(self.config.optim.micro_batch)]
 
     def _read(self, round_index: int) -> TokenBatch:

@@ -10,6 +10,7 @@ from distill import alarms, objectives
 from distill.assembly import load_models, open_source
 from distill.bad_numbers import BadSteps, Skipped
 from distill.checkpoint.catalog import CHECKPOINTS, RunState, candidates, tag_of
+from distill.checkpoint.claim import claim
 from distill.checkpoint.disk import replace_file
 from distill.checkpoint.restoring import Restorer, contents_of
 from distill.checkpoint.saving import Saver
@@ -33,6 +34,7 @@ from distill.whereabouts import here
 
 def train(config: Config, topology: Topology) -> None:
     """Run `config` to its last step, from its last checkpoint if it has one. Collective over all ranks."""
+    claim(config.run.folder, topology)
     run = Run(config, topology)
     notice.heeded = True  # from now on what there is can be saved
     while not run.done:
@@ -94,6 +96,8 @@ class Run:
         found = restorer.newest()
         if found is None:
             return RunState()
+        # Where the layout is another there is no state of these ranks' generators: dropout's masks must not come again.
+        torch.manual_seed((self.config.run.seed * 2**16 + self.topology.dp_rank + (found.state.step << 40)) % 2**63)
         rollouts = restorer.restore(found, self.student)
         self.saver.saved = found.tag
         self.source.resume(rollouts, found.state.memory.get("source", {}))
@@ -132,6 +136,7 @@ class Run:
         seconds, writing, told = self.topology.max_of_each(given)
         self.told_to_stop = told > 0
         if self.saver.busy and not writing:
+            self.telemetry.flush()
             self.saver.finish()
         self.state = replace(self.state, step=step + 1, seconds=self.state.seconds + seconds)
         if self.updater.suspects is None:
@@ -252,9 +257,9 @@ class Run:
         Raises:
             Ended: it cannot be written.
         """
+        self.saver.finish()
         if self.validation is None and (error := self._write_student({})) is not None:
             raise Ended(EXIT_FAILED, f"the student is not written: {error}; make room and start again")
-        self.saver.finish()
         self.telemetry.say(f"{self.folder}: {self.state.step} steps in {self.state.seconds / 60:.1f} min")
         self.telemetry.close()
 

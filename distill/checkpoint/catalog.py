@@ -75,6 +75,7 @@ def read(root: Path, tag: str) -> Found:
 
     Raises:
         Damaged: it is not there, not whole, or was written by another version.
+        OSError: it cannot be read now, which says nothing of what it holds.
     """
     try:
         text = (root / tag / MANIFEST).read_text(encoding="utf-8")
@@ -86,7 +87,7 @@ def read(root: Path, tag: str) -> Found:
             raise Damaged(f"{MANIFEST} is not what was written (checksum)")
         files = {name: FileRecord(**record) for name, record in content["files"].items()}
         found = Found(tag, RunState(**content["state"]), content["world_size"], content["tp_size"], files)
-    except OSError:
+    except FileNotFoundError:
         raise Damaged(f"{MANIFEST} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Damaged(f"{MANIFEST} is not whole") from None

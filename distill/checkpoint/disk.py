@@ -92,17 +92,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def wrong_with(path: Path, record: FileRecord) -> str | None:
-    """How `path` differs from what it must hold; None where it does not."""
+    """How `path` differs from what it must hold; None where it does not.
+
+    Raises:
+        OSError: it cannot be read now, which says nothing of what it holds.
+    """
     if (wrong := wrong_size(path, record)) is not None:
         return wrong
     found = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while data := file.read(_READ_BYTES):
-                found.update(data)
-                here.tick()
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
+    with path.open("rb") as file:
+        while data := file.read(_READ_BYTES):
+            found.update(data)
+            here.tick()
     return None if found.hexdigest() == record.sha256 else f"{path.name} is not what was written (checksum)"
 
 
@@ -110,6 +111,6 @@ def wrong_size(path: Path, record: FileRecord) -> str | None:
     """As `wrong_with`, without reading it."""
     try:
         size = path.stat().st_size
-    except OSError:
+    except FileNotFoundError:
         return f"{path.name} is missing"
     return None if size == record.bytes else f"{path.name} has {size} of {record.bytes} bytes"

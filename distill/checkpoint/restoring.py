@@ -114,7 +114,7 @@ class Restorer:
         torch.set_rng_state(rng["cpu"])
         get_accelerator().set_rng_state(rng["device"])
         path = folder / _rollouts_file(topology.rank)
-        return Rollouts(**load_file(path)) if path.name in found.files else None
+        return _read_rollouts(path) if path.name in found.files else None
 
 
 def layout(of: Found | Topology) -> str:
@@ -125,7 +125,12 @@ def layout(of: Found | Topology) -> str:
 def rollouts_of(root: Path, found: Found) -> list[Rollouts]:
     """Each replica's rollouts, on the host; none where the objective samples nothing."""
     files = [_rollouts_file(rank) for rank in range(0, found.world_size, found.tp_size)]
-    return [Rollouts(**load_file(root / found.tag / name)) for name in files if name in found.files]
+    return [_read_rollouts(root / found.tag / name) for name in files if name in found.files]
+
+
+def _read_rollouts(path: Path) -> Rollouts:
+    # Of their own: what the library gives is a view of the file, which may go while they are in use.
+    return Rollouts(**{name: tensor.clone() for name, tensor in load_file(path).items()})
 
 
 def deal(parts: list[Rollouts], dp_rank: int, dp_size: int) -> Rollouts | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill.checkpoint.writer import TensorFile
 from distill.shards import Parts, Segment, Shards
+from distill.whereabouts import here
 
 
 def shard_file(rank: int) -> str:
@@ -38,65 +39,73 @@ def restore_same(shards: Shards, path: Path) -> None:
         for name in file.keys():  # noqa: SIM118  it is no dict
             index, _, kind = name.partition(".")
             shards.put(int(index), kind, file.get_tensor(name))
+            here.tick()
         notes = _notes(file)
-    shards.take_notes(notes, _same(notes["counts"]))
+    shards.take_notes(notes)
     shards.publish()
 
 
 def restore_reshaped(shards: Shards, paths: Sequence[Path]) -> None:
     """Load what ranks of another layout wrote to `paths`: of each parameter, what this rank holds of it. Collective."""
-    files = [_open(path) for path in paths]
-    notes = [_notes(file) for file in files]
-    where: dict[str, list[tuple[Any, Segment]]] = {}
-    for file, its in zip(files, notes, strict=True):
-        for fields in its["segments"]:
-            segment = Segment(*fields)
-            where.setdefault(segment.name, []).append((file, segment))
-    flats: dict[tuple[int, str], Tensor] = {}
-    for segment in shards.segments:
-        found = where[segment.name]
-        pieces = next((its["parts"][segment.name] for its in notes if segment.name in its["parts"]), None)
-        for kind in _kinds(*found[0]):
-            whole = _whole(found, kind, Parts(pieces) if pieces else None)
-            now = shards.parts(segment.name)
-            ours = now.part(whole, segment.part) if now else whole
-            flat = flats.setdefault((segment.flat, kind), torch.zeros(shards.flats[segment.flat].numel()))
-            flat[segment.offset : segment.offset + segment.length] = ours[
-                segment.start : segment.start + segment.length
-            ]
-    for (index, kind), flat in flats.items():
-        shards.put(index, kind, flat.view(shards.flats[index].shape))
-    for index in range(len(shards.flats)):
-        for kind, value in _step_counts(files[0]).items():
-            shards.put(index, kind, value)
-    shards.take_notes(notes[0], _same(notes[0]["counts"]))
+    written = Written(paths)
+    for index, flat in enumerate(shards.flats):
+        ours = [segment for segment in shards.segments if segment.flat == index]
+        for kind in written.kinds:
+            values = torch.zeros(flat.numel())
+            for segment in ours:
+                end = segment.offset + segment.length
+                values[segment.offset : end] = written.elements(segment, kind, shards.parts(segment.name))
+                here.tick()
+            shards.put(index, kind, values.view(flat.shape))
+    shards.take_notes(written.notes)
     shards.publish()
 
 
-def _whole(found: list[tuple[Any, Segment]], kind: str, parts: Parts | None) -> Tensor:
-    """A parameter, or a moment of it, flattened, of the segments that all ranks hold."""
-    sizes = parts.sizes() if parts else [max(segment.start + segment.length for _, segment in found)]
-    flattened = [torch.empty(size) for size in sizes]
-    for file, segment in found:
-        held = file.get_slice(f"{segment.flat}.{kind}")
-        if len(held.get_shape()) == 1:
-            values = held[segment.offset : segment.offset + segment.length]
+class Written:
+    """The shards of all ranks of another layout; only what is asked for is read."""
+
+    def __init__(self, paths: Sequence[Path]):
+        files = [_open(path) for path in paths]
+        every = [_notes(file) for file in files]
+        self.notes = every[0]
+        self.kinds = sorted({name.partition(".")[2] for name in files[0].keys()})  # noqa: SIM118
+        """fp32 and the moments."""
+        self._parts = {name: Parts(pieces) for notes in every for name, pieces in notes["parts"].items()}
+        # What replicas hold alike is read once.
+        self._held: dict[str, dict[tuple[int, int], tuple[Any, Segment]]] = {}
+        for file, notes in zip(files, every, strict=True):
+            for segment in (Segment(*fields) for fields in notes["segments"]):
+                self._held.setdefault(segment.name, {})[segment.part, segment.start] = file, segment
+
+    def elements(self, segment: Segment, kind: str, parts: Parts | None) -> Tensor:
+        """What a segment holds, of a layout that has dealt out the parameter as `parts`."""
+        stop, before = segment.start + segment.length, self._parts.get(segment.name)
+        if before is None and parts is None:
+            return self._range(segment.name, kind, 0, segment.start, stop)
+        if before is None:
+            whole = self._range(segment.name, kind, 0, 0, self._size(segment.name))
         else:
-            values = held[:].flatten()  # a parameter by itself
-        flattened[segment.part][segment.start : segment.start + segment.length] = values
-    return parts.whole(flattened) if parts else flattened[0]
+            sizes = enumerate(before.sizes())
+            whole = before.whole([self._range(segment.name, kind, part, 0, size) for part, size in sizes])
+        return (parts.part(whole, segment.part) if parts else whole)[segment.start : stop]
 
+    def _size(self, name: str) -> int:
+        return max(segment.start + segment.length for _, segment in self._held[name].values())
 
-def _kinds(file: Any, segment: Segment) -> list[str]:
-    """fp32 and the moments: what a flat tensor has of its own size."""
-    names = [name for name in file.keys() if name.startswith(f"{segment.flat}.")]  # noqa: SIM118
-    return [name.partition(".")[2] for name in names if file.get_slice(name).get_shape()]
-
-
-def _step_counts(file: Any) -> dict[str, Tensor]:
-    """AdamW's counts of steps, where they are tensors: the same for all."""
-    names = [name for name in file.keys() if not file.get_slice(name).get_shape()]  # noqa: SIM118
-    return {name.partition(".")[2]: file.get_tensor(name) for name in names}
+    def _range(self, name: str, kind: str, part: int, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` of a part of a parameter."""
+        values, found = torch.empty(stop - start), 0
+        for file, held in self._held[name].values():
+            first, last = max(start, held.start), min(stop, held.start + held.length)
+            if held.part == part and first < last:
+                tensor, shift = file.get_slice(f"{held.flat}.{kind}"), held.offset - held.start
+                # A tensor of more than one dimension is one parameter, and whole.
+                flat = tensor if len(tensor.get_shape()) == 1 else tensor[:].flatten()
+                values[first - start : last - start] = flat[first + shift : last + shift]
+                found += last - first
+        if found != stop - start:
+            raise RuntimeError(f"the checkpoint holds {found} of {stop - start} elements of {name}")
+        return values
 
 
 def _open(path: Path) -> Any:
@@ -106,8 +115,3 @@ def _open(path: Path) -> Any:
 def _notes(file: Any) -> dict[str, Any]:
     notes: dict[str, Any] = json.loads(file.metadata()["notes"])
     return notes
-
-
-def _same(counts: list[dict[str, Any]]) -> dict[str, Any]:
-    assert all(count == counts[0] for count in counts), "AdamW counts the same steps for all"
-    return counts[0]

@@ -6,11 +6,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import psutil
 from torch import Tensor
 
 from distill.checkpoint.disk import FileRecord, write_file
 from distill.checkpoint.tensor_file import TensorFile, serialise
+from distill.host import free_host_memory_bytes
 
 # Of the memory free on the host, shared by its ranks, a copy of the state may take so much.
 _MOST_OF_FREE_MEMORY = 0.5
@@ -26,7 +26,7 @@ class FileWriter:
         self.records: dict[str, FileRecord] = {}
         self.error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        free = psutil.virtual_memory().available / ranks_on_host
+        free = free_host_memory_bytes() / ranks_on_host
         if sum(content.bytes for content in contents.values()) > _MOST_OF_FREE_MEMORY * free:
             self._write(folder, contents)
             return

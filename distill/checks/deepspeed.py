@@ -59,9 +59,29 @@ def _check_section(name: str, given: Any, model: type[BaseModel], config: Config
             report.check(False, key, item["input"], f"{where}: {wrong[:1].lower()}{wrong[1:]}", "correct or remove it")
     except (ValueError, TypeError, AssertionError) as error:
         report.check(False, name, given, f"{where}: {error}", "correct or remove it")
+    if name == "zero_optimization":
+        _check_savable(given, where, report)
     if name == "zero_optimization" and stage in (0, 1):
         wrong = f"works with stages 2 and 3 only, the stage is {stage}"
         report.check(not given.get("overlap_comm"), f"{name}.overlap_comm", True, wrong, "set it to false")
+
+
+def _check_savable(given: dict[str, Any], where: str, report: Report) -> None:
+    """What keeps state where a checkpoint does not find it, and the norm by which bad numbers are seen."""
+    for place in ("offload_optimizer", "offload_param"):
+        asked = given.get(place)
+        its = asked if isinstance(asked, dict) else {}
+        device, ratio = its.get("device"), its.get("ratio", 1)
+        wrong = f"{where}; a run could not be resumed"
+        report.check(device != "nvme", f"zero_optimization.{place}.device", device, wrong, "give cpu")
+        report.check(ratio == 1, f"zero_optimization.{place}.ratio", ratio, wrong, "leave it out")
+        for key in ("super_offload", "zenflow"):
+            report.check(not its.get(key), f"zero_optimization.{place}.{key}", its.get(key), wrong, "leave it out")
+    wrong = f"{where}; a run could not be resumed"
+    report.check(not given.get("zenflow"), "zero_optimization.zenflow", given.get("zenflow"), wrong, "leave it out")
+    norm = given.get("compute_grad_norm", True)
+    wrong = f"{where}; steps that are not finite are seen by it"
+    report.check(norm is not False, "zero_optimization.compute_grad_norm", norm, wrong, "leave it out")
 
 
 def _check_tensor_parallel(asked: object, config: Config, report: Report) -> None:

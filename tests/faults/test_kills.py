@@ -13,9 +13,13 @@ from runs import newest_whole, note_comparison, note_end, note_loss
 
 TP = {"parallel": {"student_tp": 2, "teacher_tp": 2}}
 ZERO2 = {"parallel": {"deepspeed": "ds_configs/zero2.json"}}
+OFFLOAD = {"parallel": {"deepspeed": "ds_configs/zero3_offload.json"}}
 LAYOUTS = {"ZeRO-3": {}, "ZeRO-2": ZERO2, "TP 2": TP}
 OBJECTIVES = ("sft", "kd", "minillm", "distillm", "taid")
 VARIANTS = {f"{objective}, {layout}": (objective, LAYOUTS[layout]) for objective in OBJECTIVES for layout in LAYOUTS}
+VARIANTS |= {
+    "minillm, ZeRO-3 in host memory": ("minillm", {"parallel": {"deepspeed": "ds_configs/zero3_offload.json"}})
+}
 VARIANTS |= {f"minillm, {layout}, bf16": ("minillm", LAYOUTS[layout] | {"precision": "bf16"}) for layout in LAYOUTS}
 # On the way into which phase of which step; a checkpoint is written every second step. Each run takes one of the two.
 PHASES = (

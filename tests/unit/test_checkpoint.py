@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 
 from distill.checkpoint import saving
 from distill.checkpoint.catalog import Damaged, RunState, candidates, newest, read, set_aside
+from distill.checkpoint.claim import claim
 from distill.checkpoint.disk import HashedFile, write_file, wrong_with
 from distill.checkpoint.restoring import deal
 from distill.checkpoint.saving import Saver
@@ -22,6 +25,7 @@ from distill.checkpoint.tensor_file import TensorFile, serialise
 from distill.checkpoint.writer import FileWriter
 from distill.data.batches import Rollouts
 from distill.data.folders import recover_folder, replace_folder
+from distill.errors import BadInput
 from distill.records_file import Records
 from distill.topology import Topology
 
@@ -86,8 +90,7 @@ def test_what_is_saved_is_what_was_there(saver: Saver, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("free", [0.0, 1e12])
 def test_little_memory_only_costs_the_overlap(free: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = type("Memory", (), {"available": free})()
-    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("distill.checkpoint.writer.free_host_memory_bytes", lambda: free)
     content = {"a.safetensors": TensorFile({"part": torch.arange(10)[3:5]})}
     writer = FileWriter(tmp_path, content, 1)
     assert (writer._thread is None) == (free == 0)
@@ -281,3 +284,18 @@ def test_records_outlive_kills_and_full_disks(tmp_path: Path, monkeypatch: pytes
     records.append({"step": 5, "text": "ü"})
     records.flush()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path, alone: Topology) -> None:
+    """Held until the process ends, by whatever."""
+    claimed = (
+        "from distill.checkpoint.claim import _lock; import pathlib, sys, time; print(_lock(pathlib.Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-u", "-c", f"{claimed}; time.sleep(60)", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "None\n"
+        with pytest.raises(BadInput, match="another run is at work in it"):
+            claim(tmp_path / "run", alone)
+        other.kill()
+    claim(tmp_path / "run", alone)
