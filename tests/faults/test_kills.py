@@ -15,7 +15,7 @@ TP = {"parallel": {"student_tp": 2, "teacher_tp": 2}}
 ZERO2 = {"parallel": {"deepspeed": "ds_configs/zero2.json"}}
 OFFLOAD = {"parallel": {"deepspeed": "ds_configs/zero3_offload.json"}}
 LAYOUTS = {"ZeRO-3": {}, "ZeRO-2": ZERO2, "TP 2": TP}
-OBJECTIVES = ("sft", "kd", "minillm", "distillm", "taid")
+OBJECTIVES = ("sft", "kd", "minillm", "distillm")
 VARIANTS = {f"{objective}, {layout}": (objective, LAYOUTS[layout]) for objective in OBJECTIVES for layout in LAYOUTS}
 VARIANTS |= {
     "minillm, ZeRO-3 in host memory": ("minillm", {"parallel": {"deepspeed": "ds_configs/zero3_offload.json"}})
