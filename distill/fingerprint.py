@@ -37,7 +37,9 @@ def fingerprint(config: Config) -> dict[str, str]:
     facts["the settings"] = _hash([dump(config).encode()])
     # A folder that is not shared would let one host go on from a checkpoint and another begin.
     latest = Path(config.run.folder) / CHECKPOINTS / LATEST
-    facts["the latest checkpoint in run.folder"] = latest.read_text(errors="replace").strip() if latest.is_file() else "none"
+    facts["the latest checkpoint in run.folder"] = (
+        latest.read_text(errors="replace").strip() if latest.is_file() else "none"
+    )
     data = config.data
     named = {"data.train": data.train, "data.valid": data.valid, "data.plain_text": data.plain_text}
     named |= {"parallel.deepspeed": config.parallel.deepspeed, "student.path": Path(config.student.path)}
