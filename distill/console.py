@@ -8,16 +8,17 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from distill.errors import EXIT_BAD_INPUT, EXIT_FAILED, BadInput, Ended
+from distill.errors import EXIT_FAILED, BadInput, Ended
 from distill.lifeline import hold
 
 if TYPE_CHECKING:
     from distill.vigil.watch import Vigil
 
 # The launcher kills the other ranks as soon as the one that speaks has left.
-_GRACE_SECONDS = 60
+_GRACE_SECONDS = 15
 
 
 def speaks() -> bool:
@@ -52,16 +53,20 @@ def leave(code: int) -> NoReturn:
     The interpreter is not taken down: a thread of the process group that lets go of its last tensor meanwhile would
     need the interpreter for it, and abort a rank that has done all its work.
     """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    from distill.vigil.words import flush
+
+    try:
+        atexit._run_exitfuncs()
+    finally:
+        flush()
+        os._exit(code)
 
 
 def tell(error: BadInput) -> None:
     """Print what is wrong, a line for each problem, unless that has been done."""
     for problem in [] if error.told else error.problems:
-        print(f"distill: {problem}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(f"distill: {problem}", file=sys.stderr, flush=True)
     error.told = True
 
 
@@ -76,13 +81,14 @@ def run_on_ranks(command: Callable[[], object]) -> int:
         code = command()
         _close_watch()
     except BadInput as error:
-        if speaks() or not _others_end(_GRACE_SECONDS):
+        if speaks() or not _others_end(_GRACE_SECONDS, error.code):
             tell(error)
-        _depart(EXIT_BAD_INPUT)
-        return EXIT_BAD_INPUT
+        _depart(error.code)
+        return error.code
     except Ended as end:
         if os.environ.get("RANK", "0") == "0":
-            print(f"distill: {end}", file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(f"distill: {end}", file=sys.stderr, flush=True)
         _close_watch()
         return end.code
     except Exception as error:
@@ -106,10 +112,10 @@ def _watch() -> "Vigil | None":
     return kept()
 
 
-def _others_end(seconds: float) -> bool:
-    """Wait for that; whether it has come to it."""
+def _others_end(seconds: float, code: int) -> bool:
+    """Wait for that, to end with `code`; whether it has come to it."""
     if watch := _watch():
-        return watch.wait_for_end(seconds)
+        return watch.wait_for_end(seconds, code)
     time.sleep(seconds)
     return False
 

@@ -42,8 +42,14 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class Absence(Problem):
+    """Of a host that does not answer: it may yet come."""
+
+
 class BadInput(Exception):
-    """Raised for input that only the user can mend. The command line prints it without a traceback and exits with 2."""
+    """Raised for input that only the user can mend. The command line prints it without a traceback; exit `code`."""
+
+    code = EXIT_BAD_INPUT
 
     def __init__(self, problems: Problem | Sequence[Problem]):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
@@ -52,7 +58,19 @@ class BadInput(Exception):
 
     def __reduce__(self) -> tuple[type["BadInput"], tuple[list[Problem]]]:
         """Worker processes send it back whole."""
-        return BadInput, (self.problems,)
+        return type(self), (self.problems,)
+
+
+class Unreachable(BadInput):
+    """Raised where hosts do not answer, which may mend itself: told in the same way, but starting again may help."""
+
+    code = EXIT_FAILED
+
+
+def refusal(problems: Sequence[Problem]) -> BadInput:
+    """The error of all `problems`: that of hosts which may yet come if there is no other."""
+    absent = bool(problems) and all(isinstance(problem, Absence) for problem in problems)
+    return Unreachable(problems) if absent else BadInput(problems)
 
 
 class Ended(Exception):

@@ -26,7 +26,7 @@ class Notice:
         # written at once is what counts.
         signal.set_wakeup_fd(self._ends[1].fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, _nothing)
+            signal.signal(number, _hear)
             signal.siginterrupt(number, False)
 
     def tell(self) -> None:
@@ -38,13 +38,15 @@ class Notice:
         """Whether to stop; on any thread."""
         if self._ends is not None:
             with suppress(BlockingIOError):
-                self._told |= any(byte in SIGNALS for byte in self._ends[0].recv(4096))
+                # Never set to False: another thread may have read the signal's byte meanwhile.
+                if any(byte in SIGNALS for byte in self._ends[0].recv(4096)):
+                    self._told = True
         return self._told
-
-
-def _nothing(_: int, __: FrameType | None) -> None:
-    return None
 
 
 notice = Notice()
 """Of this process."""
+
+
+def _hear(_: int, __: FrameType | None) -> None:
+    notice.tell()

@@ -7,6 +7,7 @@ store at the launcher's meeting point here; the process group then uses the same
 import base64
 import json
 import os
+import resource
 import secrets
 import socket
 import sys
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from distill.console import speaks, tell
-from distill.errors import BadInput, Problem
+from distill.errors import Absence, BadInput, Problem, Unreachable
 from distill.host import address_towards
 from distill.lifeline import deepspeed_launcher
 from distill.topology import choose_interface, find_ranks
@@ -60,7 +61,8 @@ class RollCall:
         """Hear of everyone, and find the way to another host.
 
         Raises:
-            BadInput: one host has more ranks than another, or is not there.
+            BadInput: one host has more ranks than another.
+        Unreachable: a host is not there.
         """
 
         def judge(addresses: dict[str, list[str]]) -> list[Problem]:
@@ -163,7 +165,7 @@ class RollCall:
             print(f"distill: waiting for {host}", file=sys.stderr, flush=True)
         if not _waits(lambda: self.store.wait(keys, patience)):
             self._let_go()
-            raise BadInput(_not_heard_of(host, patience))
+            raise Unreachable(_not_heard_of(host, patience))
 
     def _let_go(self) -> None:
         """Rank 0 stays until the others have read the verdict."""
@@ -178,7 +180,8 @@ def assemble() -> RollCall:
     """Call the roll of all ranks, as any launcher has placed them.
 
     Raises:
-        BadInput: rank 0 cannot listen, or a host is not there; names it.
+        BadInput: rank 0 cannot listen.
+        Unreachable: a host is not there; names it.
     """
     find_ranks()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -220,6 +223,7 @@ def _open_store(rank: int, first_host: str | None) -> dist.TCPStore:
     # torchrun's agent listens there itself.
     listens = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if listens:
+        _allow_files()
         try:
             return connect(_GIVE_UP_AFTER)
         except dist.DistNetworkError as error:
@@ -235,7 +239,14 @@ def _open_store(rank: int, first_host: str | None) -> dist.TCPStore:
     except dist.DistError:
         wrong = f"not reached from {socket.gethostname()} in {_GIVE_UP_AFTER.total_seconds() / 60:.0f} minutes"
         mend = "see whether it is up and lets that port through, or give another of its addresses as --master_addr"
-        raise BadInput(Problem("host", where, wrong, mend)) from None
+        raise Unreachable(Absence("host", where, wrong, mend)) from None
+
+
+def _allow_files() -> None:
+    """As many as this process may have: every other rank keeps several connections to rank 0."""
+    with suppress(OSError, ValueError):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _of_this_start(store: dist.Store, rank: int, world: int, patience: timedelta = _GIVE_UP_AFTER) -> dist.Store:
@@ -245,13 +256,13 @@ def _of_this_start(store: dist.Store, rank: int, world: int, patience: timedelta
     earlier one had, and rank 0 tells it the number of the start.
 
     Raises:
-        BadInput: a rank does not come, or rank 0.
+        Unreachable: a rank does not come, or rank 0.
     """
     if rank != 0:
         name = secrets.token_hex(8)
         store.set(f"distill/asks/{rank}", name)
         if not _waits(lambda: store.wait([f"distill/told/{name}"], patience)):
-            raise BadInput(_not_heard_of("rank 0", patience))
+            raise Unreachable(_not_heard_of("rank 0", patience))
         number = store.get(f"distill/told/{name}").decode()
         store.set(f"distill/knows/{number}/{rank}", "")
         return dist.PrefixStore(f"start/{number}", store)
@@ -268,7 +279,7 @@ def _of_this_start(store: dist.Store, rank: int, world: int, patience: timedelta
         waited_for = {one for one in waited_for if not store.check([f"distill/knows/{number}/{one}"])}
         waited = time.monotonic() - since
         if waited_for and waited > patience.total_seconds():
-            raise BadInput(_not_heard_of(f"the host of rank {min(waited_for)}", patience))
+            raise Unreachable(_not_heard_of(f"the host of rank {min(waited_for)}", patience))
         if waited_for and not said and waited > _NAME_AFTER.total_seconds():
             print(f"distill: waiting for the host of rank {min(waited_for)}", file=sys.stderr, flush=True)
             said = True
@@ -278,7 +289,7 @@ def _of_this_start(store: dist.Store, rank: int, world: int, patience: timedelta
 
 def _not_heard_of(host: str, patience: timedelta) -> Problem:
     wrong = f"not heard of for {patience.total_seconds() / 60:.0f} minutes"
-    return Problem("host", host, wrong, "see what its ranks print, and whether it is up")
+    return Absence("host", host, wrong, "see what its ranks print, and whether it is up")
 
 
 def _hosts_by_rank(world: int) -> list[str | None]:

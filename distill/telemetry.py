@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar, cast
 
 from tqdm import tqdm
@@ -20,6 +20,31 @@ Mode = Literal["online", "offline", "disabled"]
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 _WANDB_ID = "wandb-id"
+
+
+class _Console:
+    """stderr for a bar and the lines above it: what a full disk refuses is not shown, and costs no more than that."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def __eq__(self, other: object) -> bool:
+        # tqdm asks: for a terminal's width, and whether a bar is in the way of a line.
+        return other is self or other is sys.stderr
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+_console: Any = _Console()
 
 
 class Stopwatch:
@@ -55,7 +80,8 @@ class Telemetry:
         self._wandb = _start_wandb(config)
         self._timed = config.optim.max_minutes is not None
         total = config.optim.max_minutes * 60 if config.optim.max_minutes else config.optim.steps
-        self._bar = tqdm(total=round(total), desc=self.folder.name, unit="s" if self._timed else "step", smoothing=0.1)
+        unit = "s" if self._timed else "step"
+        self._bar = tqdm(total=round(total), desc=self.folder.name, unit=unit, smoothing=0.1, file=_console)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write one record; `step` counts finished optimizer steps. Figures that are not finite are left out."""
@@ -89,14 +115,14 @@ class Telemetry:
     def say(self, text: str) -> None:
         """A line on the console, above the progress bar."""
         if self._bar is not None:
-            self._bar.write(text)
+            with suppress(OSError):
+                self._bar.write(text)
 
     def alert(self, title: str, text: str) -> None:
         """A warning on the console, and an alert of wandb, which sends one of a title a minute at most."""
         if self.is_writer:
             warn(text)
-        if self._wandb:
-            self._wandb.alert(title=title, text=text, level="WARN")
+        self._tell_wandb(lambda run: run.alert(title=title, text=text, level="WARN"))
 
     def close(self) -> None:
         """Finish the bar and the wandb run."""
@@ -120,12 +146,12 @@ _ON_THE_BAR = ("loss/total", "student/reverse_kl", "reward/mean", "valid/loss", 
 
 def warn(text: str) -> None:
     """An error that the run survives: a line on the console, above any progress bar."""
-    tqdm.write(f"distill: {text}", file=sys.stderr)
+    tqdm.write(f"distill: {text}", file=_console)
 
 
 def progress(total: int, what: str, is_writer: bool) -> Any:
     """A bar with time left, for anything that may take longer than a few seconds."""
-    return tqdm(total=total, desc=what, unit="row", disable=not is_writer, leave=False)
+    return tqdm(total=total, desc=what, unit="row", disable=not is_writer, leave=False, file=_console)
 
 
 def _finite(record: dict[str, T]) -> dict[str, T]:
@@ -145,16 +171,21 @@ def _start_wandb(config: Config) -> Any:
     # In a file of its own: a run killed before its first checkpoint is the same run too.
     id_file = config.run.folder / _WANDB_ID
     wandb_id = id_file.read_text(encoding="utf-8").strip() if id_file.is_file() else None
-    run = wandb.init(
-        project=config.log.project,
-        name=config.run.folder.name,
-        dir=config.run.folder,
-        config=config.model_dump(mode="json"),
-        id=wandb_id or None,
-        resume="allow" if wandb_id else None,
-        mode=mode,
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    try:
+        run = wandb.init(
+            project=config.log.project,
+            name=config.run.folder.name,
+            dir=config.run.folder,
+            config=config.model_dump(mode="json"),
+            id=wandb_id or None,
+            resume="allow" if wandb_id else None,
+            mode=mode,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except Exception as error:
+        # Its server may be out of reach for a day; what it would show can be sent later.
+        warn(f"wandb does not start ({type(error).__name__}: {error}); {METRICS} has everything")
+        return None
     replace_file(id_file, run.id.encode())
     return run
 

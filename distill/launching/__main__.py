@@ -16,7 +16,15 @@ from contextlib import suppress
 from deepspeed.launcher import runner
 
 from distill.console import tell
-from distill.errors import EXIT_BAD_INPUT, EXIT_BAD_NUMBERS, EXIT_DOES_NOT_FIT, EXIT_PREEMPTED, BadInput
+from distill.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_BAD_NUMBERS,
+    EXIT_DOES_NOT_FIT,
+    EXIT_FAILED,
+    EXIT_PREEMPTED,
+    BadInput,
+    refusal,
+)
 from distill.launching.command import Launch, plan
 from distill.launching.here import check_alone, check_launcher
 from distill.launching.supervision import Supervisor
@@ -34,22 +42,32 @@ def main(arguments: list[str]) -> int:
     """Start what the arguments say; the exit code."""
     options, wanted = _options(arguments)
     typed = os.environ.get(COMMAND) or shlex.join(["python", "-m", "distill.launching", *arguments])
-    supervisor, started = Supervisor(), 0
-    try:
+    started = 0
+    with Supervisor() as supervisor:
         while True:
-            launch = plan(wanted, {**os.environ, COMMAND: typed}, f"/tmp/distill-{secrets.token_hex(8)}.sh")
-            if options.dry_run:
-                _show(launch)
-                return 0
-            code = _start(launch, supervisor, typed)
+            code = _once(wanted, options.dry_run, supervisor, typed, again=started > 0)
             if code in _SETTLED or started == options.max_restarts or not supervisor.rest(_REST_SECONDS):
                 return code
             started += 1
             again = f"starting again ({started} of {options.max_restarts})"
-            print(f"distill: the run ended with exit code {code}; {again}", file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(f"distill: the run ended with exit code {code}; {again}", file=sys.stderr, flush=True)
+
+
+def _once(wanted: list[str], dry_run: bool, supervisor: Supervisor, typed: str, again: bool) -> int:
+    """One start; what is refused is told."""
+    try:
+        launch = plan(wanted, {**os.environ, COMMAND: typed}, f"/tmp/distill-{secrets.token_hex(8)}.sh")
+        if not dry_run:
+            return _start(launch, supervisor, typed)
+        _show(launch)
+        return 0
     except BadInput as error:
+        if supervisor.told:
+            return supervisor.code_unstarted()  # Ctrl-C ends ssh, too
         tell(error)
-        return EXIT_BAD_INPUT
+        # What was good a start ago may be so again: a host that reboots, a port that is not free yet.
+        return EXIT_FAILED if again else error.code
 
 
 def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -89,7 +107,9 @@ def _start(launch: Launch, supervisor: Supervisor, typed: str) -> int:
     # Whatever happens from here on, no host keeps the file: it may hold keys.
     try:
         if problems := launch.ssh.prepare(launch.meeting_port, launch.file, launch.content):
-            raise BadInput(problems)
+            raise refusal(problems)
+        if supervisor.told:
+            return supervisor.code_unstarted()
         address = launch.meeting_address or launch.ssh.first_address()
         # DeepSpeed would ask once more, by an ssh without the user's options.
         found = [] if launch.meeting_address else ["--master_addr", address]
@@ -102,8 +122,7 @@ def _start(launch: Launch, supervisor: Supervisor, typed: str) -> int:
 
 def _clear(launch: Launch) -> None:
     if launch.file is not None:
-        with suppress(KeyboardInterrupt):
-            launch.ssh.remove(launch.file)
+        launch.ssh.remove(launch.file)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.errors import BadInput, Problem
+from distill.errors import Absence, BadInput, Problem
 from distill.launching.here import LISTEN
 from distill.rollcall import port_taken
 
 # A host that is down does not answer at all; one that is busy may take a while for the rest.
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10, 20
 _NO_FOLDER, _NO_PYTHON, _NO_FILE, _NO_PORT = 91, 92, 93, 94
+_NOT_REACHED = 255
+"""Of ssh itself."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,18 @@ class Ssh:
     def _ask(self, host: str, command: str, content: str, meeting_port: int) -> Problem | None:
         done = self._run(host, command, content)
         if done is None:
-            return Problem("host", host, f"no answer in {_ANSWER_SECONDS} s", "see whether it is up, or leave it out")
+            return Absence("host", host, f"no answer in {_ANSWER_SECONDS} s", "see whether it is up, or leave it out")
         folder = str(Path.cwd())
         reasons = {
             _NO_FOLDER: (f"has no folder {folder}", "put the checkout at the same path on all hosts"),
             _NO_PYTHON: (f"has no {sys.executable}", "put the environment at the same path on all hosts"),
             _NO_FILE: ("takes no file in /tmp", "see whether its disk is full"),
-            255: (
-                f"not reached ({_last_line(done.stderr)})",
-                f"see whether it is up and `ssh {host} true` asks nothing, or leave it out",
-            ),
         }
         if done.returncode == 0:
             return None
+        if done.returncode == _NOT_REACHED:
+            mend = f"see whether it is up and `ssh {host} true` asks nothing, or leave it out"
+            return Absence("host", host, f"not reached ({_last_line(done.stderr)})", mend)
         if done.returncode == _NO_PORT:
             return port_taken(f"{host}:{meeting_port}")
         other = f"refuses a command ({_last_line(done.stderr)})", f"see what `ssh {host} true` says"

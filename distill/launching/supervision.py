@@ -6,20 +6,22 @@ Signals come here first: the ranks are asked, at the place where they have met, 
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
-from typing import NoReturn
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
 
 import psutil
 
-from distill.errors import EXIT_FAILED
+from distill.errors import EXIT_FAILED, EXIT_PREEMPTED
 from distill.preemption import SIGNALS
 from distill.vigil.board import Verdict, call
+from distill.vigil.words import flush
 
 # DeepSpeed's launcher gives ranks 30 s before it kills them.
 _GRACE_SECONDS = 40
@@ -29,16 +31,30 @@ _END_SECONDS = 8.0
 _PR_SET_PDEATHSIG = 1
 _LAUNCH = -1
 """In the place of a rank that has ended the run."""
+_HEARD = (signal.SIGINT, *SIGNALS)
 
 
 class Supervisor:
-    """Of one launch, or of several of the same run one after the other."""
+    """Of one launch, or of several of the same run one after the other. Signals come to it inside of a `with`."""
 
     def __init__(self) -> None:
         self.told = False
         """Whether someone wants this to end: then it is not started again."""
         self._child: int | None = None
         self._meeting: tuple[str, int] | None = None
+        self._preempted = False
+        """Whether the first word to stop came from a scheduler, and before there were ranks to hear it."""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Before hosts are asked anything: what they were given must go again, however this ends."""
+        self._before = {number: signal.signal(number, self._hear) for number in _HEARD}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Give signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def run(self, launch: Callable[[], object], meeting: tuple[str, int] | None = None) -> int:
         """Run `launch`, whose ranks meet at an address and port, and wait for it; its exit code.
@@ -46,19 +62,24 @@ class Supervisor:
         SIGTERM and SIGUSR1 let the ranks save themselves and stop, once; again, or SIGINT, ends them. They end too, on
         Linux, when this process is killed.
         """
-        if self.told:
-            return EXIT_FAILED
-        self._meeting = meeting
-        us = os.getpid()
-        self._child = os.fork()
-        if self._child == 0:
-            _be_launcher(us)
-            os._exit(_code(launch))
-        for number in (signal.SIGINT, *SIGNALS):
-            signal.signal(number, self._hear)
+        us, self._meeting = os.getpid(), meeting
+        # A signal between these lines would find a child that nobody knows yet, or come to it as if it were us.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+        if not self.told:
+            self._child = os.fork()
+            if self._child == 0:
+                _be(launch, us)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+        if self._child is None:
+            return self.code_unstarted()
         _, status = os.waitpid(self._child, 0)
         self._child = None
-        return max(os.waitstatus_to_exitcode(status), 1) if status else 0
+        code = max(os.waitstatus_to_exitcode(status), EXIT_FAILED) if status else 0
+        return EXIT_PREEMPTED if code == EXIT_FAILED and self._preempted else code
+
+    def code_unstarted(self) -> int:
+        """The exit code where this was told to end before there was anything to end."""
+        return EXIT_PREEMPTED if self._preempted else EXIT_FAILED
 
     def rest(self, seconds: float) -> bool:
         """Wait before the next launch; whether it may be."""
@@ -69,10 +90,13 @@ class Supervisor:
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         first, self.told = not self.told, True
-        if self._child is None:
+        asked = first and number != signal.SIGINT
+        if asked and self._child is not None and self._ask(None):
+            with suppress(OSError):
+                print("distill: told to stop; the run saves itself at its next step boundary", file=sys.stderr)
             return
-        if first and number != signal.SIGINT and self._ask(None):
-            print("distill: told to stop; the run saves itself at its next step boundary", file=sys.stderr, flush=True)
+        self._preempted |= asked
+        if self._child is None:
             return
         # A signal alone would let ranks go on to their step boundary.
         heard = self._ask(Verdict(EXIT_FAILED, "the launch was told to end", _LAUNCH))
@@ -97,6 +121,26 @@ class Supervisor:
         return heard == [True]
 
 
+def _be(launch: Callable[[], object], parent: int) -> NoReturn:
+    code = EXIT_FAILED
+    try:
+        _be_launcher(parent)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+        code = _code(launch)
+    finally:
+        os._exit(code)
+
+
+class _Noted(subprocess.Popen[Any]):
+    """A process that can be asked, when DeepSpeed's launcher has come back, how it ended."""
+
+    last: "_Noted | None" = None
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        _Noted.last = self
+
+
 def _be_launcher(parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         # DeepSpeed puts its own in this place where it reaches hosts by pdsh.
@@ -119,14 +163,16 @@ def _end_children(_: int, __: FrameType | None) -> NoReturn:
 
 
 def _code(launch: Callable[[], object]) -> int:
+    """What `launch` ends with. DeepSpeed's takes a process that a signal has killed for one that has done its work."""
+    subprocess.Popen = _Noted  # type: ignore[misc]
     try:
         launch()
-        return 0
+        return EXIT_FAILED if _Noted.last is not None and (_Noted.last.returncode or 0) < 0 else 0
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         return 1
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()

@@ -43,6 +43,8 @@ class Neighbours:
                     self._processes[rank] = psutil.Process(pid)
                 except psutil.NoSuchProcess:
                     self._processes[rank] = None
+                except psutil.Error:
+                    continue  # it is there; to be asked again
 
     def gone(self) -> dict[int, str]:
         """Those whose process has ended, and how as far as it can be told."""
@@ -66,9 +68,20 @@ class Neighbours:
 
 
 def _lives(process: psutil.Process | None) -> bool:
-    with suppress(psutil.NoSuchProcess):
+    try:
         return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True  # it does not let itself be asked
+
+
+def _signal(number: int) -> str:
+    """Its name; real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _how(process: psutil.Process | None) -> str:
@@ -79,5 +92,5 @@ def _how(process: psutil.Process | None) -> str:
         # The name, in parentheses, may hold anything.
         status = int(stat.rpartition(")")[2].split()[_EXIT_CODE - 3])
     if os.WIFSIGNALED(status):
-        return f"was killed ({signal.Signals(os.WTERMSIG(status)).name})"
+        return f"was killed ({_signal(os.WTERMSIG(status))})"
     return f"ended with exit code {os.WEXITSTATUS(status)}" if status else "was killed, or crashed"

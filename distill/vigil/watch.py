@@ -6,10 +6,8 @@ within seconds of the fault elsewhere, and what is said is the fault, not what i
 
 import faulthandler
 import os
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -54,6 +52,7 @@ class Vigil:
         self._published, self._lock = 0, threading.Lock()
         self._spoken = self._told = time.monotonic()
         self._left = self._leaving = False
+        self._code = EXIT_FAILED  # of this rank, where it is leaving
         self._over = threading.Event()
         self._where: tuple[int, str] | None = None
         self._beat_of_0: Beat | None = None
@@ -84,13 +83,13 @@ class Vigil:
 
     def depart(self, code: int) -> None:
         """This rank ends with `code` and has said why; the others follow, where they do not come to the same end."""
-        self._leaving = True
+        self._code, self._leaving = code, True
         with suppress(dist.DistError):
             self._stay(self._board, self._board.condemn(Verdict(code, "", self.rank)))
 
-    def wait_for_end(self, seconds: float) -> bool:
-        """Wait until some rank has ended all, at most for so long; whether one has."""
-        self._leaving = True
+    def wait_for_end(self, seconds: float, code: int) -> bool:
+        """Wait until some rank has ended all, at most for so long, to end with `code`; whether one has."""
+        self._code, self._leaving = code, True
         deadline = time.monotonic() + seconds
         with suppress(dist.DistError):
             while time.monotonic() < deadline:
@@ -111,7 +110,7 @@ class Vigil:
         with suppress(dist.DistError):
             standing = self._board.condemn(ours)
         if standing == ours or not follows:
-            traceback.print_exception(error)
+            words.trace(error)
         if standing == ours:
             words.say(ours.words, words.resume())
         with suppress(dist.DistError):
@@ -174,14 +173,30 @@ class Vigil:
                 self._look_at_notice()
         except dist.DistError:
             # Where all is well rank 0 goes last.
-            if not self._over.wait(_LOOK_SECONDS) and not self._leaving:
-                self._end_alone(self._neighbours.gone().get(0, "is gone, or its host"))
+            if self._over.wait(_LOOK_SECONDS):
+                return
+            if self._leaving:
+                time.sleep(_LEAVE_SECONDS)  # the main thread is faster, unless it waits for who is gone
+                _exit(self._code)
+            self._end_alone(self._neighbours.gone().get(0, "is gone, or its host"))
+        except Exception as error:
+            # Without its watch this rank would be silent, and another be blamed for that.
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> NoReturn:
+        """The watch itself has failed, and with it this rank."""
+        try:
+            words.trace(error)
+            told = words.failed(self._name(self.rank), self._beat(), error)
+            self._carry_out(self._talk.condemn(Verdict(EXIT_FAILED, told, self.rank)))
+        finally:
+            _exit(self._code)
 
     def _look_at_neighbours(self) -> None:
         if len(self._neighbours) < int(os.environ.get("LOCAL_SIZE", "1")) - 1:
             self._neighbours.meet(self._talk.neighbours(self._place))
         gone = self._neighbours.gone()
-        if 0 in gone:
+        if 0 in gone and not self._leaving and not self._over.is_set():
             self._end_alone(gone[0])
         if 0 in self._neighbours:
             self._beat_of_0 = self._talk.beat(0)
@@ -212,14 +227,19 @@ class Vigil:
         if silent := self._overseer.silent(beats, patience):
             told = words.silent([self._name(rank) for rank in silent], beats[silent[0]], patience)
             self._carry_out(self._talk.condemn(Verdict(EXIT_FAILED, told, self.rank, mute=tuple(silent))))
-        elif seconds := self._overseer.stalled(beats):
-            suspects = self._overseer.suspects(beats)
+        elif (seconds := self._overseer.stalled(beats)) and (suspects := self._overseer.suspects(beats)):
             names = [self._name(rank) for rank in suspects]
             told = words.stalled(names, beats[suspects[0]], seconds, self._stacks)
             self._carry_out(self._talk.condemn(Verdict(EXIT_FAILED, told, self.rank, stacks=True)))
 
     def _carry_out(self, verdict: Verdict) -> NoReturn:
-        """End this rank, as all others end."""
+        """End this rank, as all others end, whatever comes between."""
+        try:
+            self._take_leave(verdict)
+        finally:
+            _exit(verdict.code)
+
+    def _take_leave(self, verdict: Verdict) -> None:
         if verdict.stacks and self._stacks is not None:
             with suppress(OSError):
                 stacks.show(self._stacks / f"stacks-rank-{self.rank}.txt", f"stacks of {self._name(self.rank)}")
@@ -235,14 +255,15 @@ class Vigil:
                 _speak(verdict.words)
             if not verdict.stacks:
                 self._stay(self._talk, verdict)
-        _exit(verdict.code)
 
     def _end_alone(self, how: str) -> NoReturn:
         """Rank 0 is gone, and with it what the ranks talk through."""
-        _wait_for_lifeline()
-        if self._neighbours.first():
-            _speak(words.died(self._name(0), self._at(self._beat_of_0), how))
-        _exit(EXIT_FAILED)
+        try:
+            _wait_for_lifeline()
+            if self._neighbours.first():
+                _speak(words.died(self._name(0), self._at(self._beat_of_0), how))
+        finally:
+            _exit(EXIT_FAILED)
 
 
 _kept: Vigil | None = None
@@ -274,7 +295,5 @@ def _speak(told: str) -> None:
 
 
 def _exit(code: int) -> NoReturn:
-    with suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    words.flush()
     os._exit(code)

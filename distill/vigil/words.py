@@ -2,8 +2,9 @@
 
 import socket
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
-from traceback import walk_tb
 
 import torch
 import torch.distributed as dist
@@ -24,9 +25,23 @@ def resume() -> str:
 
 
 def say(*lines: str) -> None:
-    """Print lines in one piece, below what a progress bar has left."""
+    """Print lines in one piece, below what a progress bar has left; nothing where the disk takes no more."""
     text = "".join(f"distill: {line}\n" for line in lines if line)
-    print(f"\n{text}", end="", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(f"\n{text}", end="", file=sys.stderr, flush=True)
+
+
+def flush() -> None:
+    """Let go of what was printed; a disk that takes no more is no reason to end otherwise."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+
+
+def trace(error: BaseException) -> None:
+    """Print where an exception came from, likewise."""
+    with suppress(OSError):
+        traceback.print_exception(error)
 
 
 def name(rank: int, host: str | None, own: bool) -> str:
@@ -79,5 +94,5 @@ def follows(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError) or out_of_memory(error):
         return False
-    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     return "/torch/distributed/" in files[-1] or any(word in str(error) for word in _OF_CONNECTIONS)

@@ -63,7 +63,7 @@ def test_a_host_that_is_down_is_named_within_30_seconds(
     done = on_alpha("bash", "launch/train.sh", *flags)
     # Importing DeepSpeed takes as long as this machine is busy.
     assert time.monotonic() - imported < 25 + (imported - started)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 1, "it may come back"
     assert "distill: host = 'gone': not reached (ssh: connect to host 10.77.0." in done.stderr
     assert "worker" not in done.stdout, "no launcher has begun"
     assert not (tmp_path / "down").exists()

@@ -20,7 +20,7 @@ from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.errors import BadInput
+from distill.errors import BadInput, Problem
 from distill.launching import __main__ as launching
 from distill.launching import here, hosts
 from distill.launching.__main__ import main
@@ -263,7 +263,9 @@ from distill.launching.supervision import Supervisor
 def launch():
     print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
     subprocess.run(["sleep", "60"])
-sys.exit(Supervisor().run(launch))
+with Supervisor() as supervisor:
+    code = supervisor.run(launch)
+sys.exit(code)
 """
 
 
@@ -273,7 +275,8 @@ def test_what_was_launched_ends_with_the_launcher(how: signal.Signals, root: Pat
     assert launcher.stdout
     launched = psutil.Process(int(launcher.stdout.readline()))
     launcher.send_signal(how)
-    assert launcher.wait(timeout=10) == (1 if how != signal.SIGKILL else -signal.SIGKILL)
+    codes = {signal.SIGINT: 1, signal.SIGTERM: 75, signal.SIGKILL: -signal.SIGKILL}
+    assert launcher.wait(timeout=10) == codes[how]
     launched.wait(timeout=10)
 
 
@@ -290,7 +293,9 @@ def launch():
     while not board.told_to_leave() and not board.verdict():
         time.sleep(0.05)
     sys.exit(9 if board.verdict() else 75)
-sys.exit(Supervisor().run(launch, ("127.0.0.1", PORT)))
+with Supervisor() as supervisor:
+    code = supervisor.run(launch, ("127.0.0.1", PORT))
+sys.exit(code)
 """
 
 
@@ -334,6 +339,68 @@ def test_a_crash_is_started_again_and_nothing_else(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == starts - 1
     assert not said or said[0] == f"distill: the run ended with exit code 1; starting again (1 of {limit})"
+
+
+@pytest.mark.parametrize(("how", "code"), [("kill -9 $$", 1), ("kill -15 $$", 1), ("exit 0", 0)])
+def test_a_launcher_that_is_killed_is_a_crash(how: str, code: int, root: Path) -> None:
+    """DeepSpeed's own code hands on what is above 0 only."""
+    launch = f"lambda: subprocess.Popen(['sh', '-c', {how!r}]).wait()"
+    text = f"import subprocess; from distill.launching.supervision import *; sys.exit(Supervisor().run({launch}))"
+    assert subprocess.run([sys.executable, "-c", text], cwd=root, check=False).returncode == code
+
+
+def test_a_host_that_may_yet_come_is_waited_for(
+    fake_ssh: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("distill.launching.__main__.check_launcher", lambda launcher: None)
+    monkeypatch.setattr(launching, "_REST_SECONDS", 0.01)
+    (fake_ssh / "hosts").write_text("good slots=1\ndown slots=1\n")
+    head = ["--hostfile", str(fake_ssh / "hosts"), "--master_port", str(free_port())]
+    assert main(["--max-restarts", "1", *head, "launch/train.sh"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("distill: host = 'down': not reached") == 2
+    assert "starting again (1 of 1)" in said
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    assert main([*head, "launch/train.sh"]) == 2, "the other host wants mending"
+
+
+def test_what_was_good_a_start_ago_may_be_so_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = iter([1, 2, 0])
+
+    def start(launch: Launch, supervisor: Supervisor, typed: str) -> int:
+        code = next(given)
+        if code == 2:
+            raise BadInput(Problem("--master_port", 1, "another run listens there", "wait"))
+        return code
+
+    monkeypatch.setattr(launching, "_start", start)
+    monkeypatch.setattr(launching, "_REST_SECONDS", 0.01)
+    assert main(["--max-restarts", "5", "launch/train.sh"]) == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 1)])
+def test_no_host_keeps_the_file_of_a_launch_told_to_end_while_it_asks(
+    number: signal.Signals, code: int, fake_ssh: Path, free_port: Callable[[], int], root: Path
+) -> None:
+    """One host has taken it, the other has yet to answer."""
+    (fake_ssh / "hosts").write_text("good slots=1\nmute slots=1\n")
+    (fake_ssh / "bin/pdsh").write_text(f"#!/bin/sh\ntouch {fake_ssh}/launched\n")
+    (fake_ssh / "bin/pdsh").chmod(0o755)
+    text = (
+        "import secrets, sys; from distill.launching import hosts; from distill.launching.__main__ import main; "
+        f"hosts._ANSWER_SECONDS = 4; secrets.token_hex = lambda count: 'told-{os.getpid()}'; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    flags = ["--hostfile", str(fake_ssh / "hosts"), "--master_port", str(free_port()), "launch/train.sh"]
+    launch = subprocess.Popen([sys.executable, "-c", text, *flags], cwd=root)
+    file = Path(f"/tmp/distill-told-{os.getpid()}.sh")
+    while not file.exists():
+        assert launch.poll() is None
+        time.sleep(0.02)
+    launch.send_signal(number)
+    assert launch.wait(timeout=30) == code
+    assert not list(Path("/tmp").glob(f"{file.name}*"))
+    assert not (fake_ssh / "launched").exists()
 
 
 def test_a_launch_that_was_told_to_end_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,6 +577,15 @@ def test_slurm_sbatch_prints_its_command(root: Path, tmp_path: Path) -> None:
     words = dry(root, "no_ssh.sh", "--node-rank", "1", *task[4:])
     assert words[-3:] == ["--config", NASTY, "a=$(touch x)"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", [["--max-restarts", "5"], ["--max-restarts=5"]])
+def test_slurm_sbatch_hands_on_how_often_to_start_again(flags: list[str], root: Path) -> None:
+    printed = dry(root, "slurm.sbatch", *flags, "--config", "x.yaml")
+    task = printed[printed.index("bash") :]
+    assert task[-2 - len(flags) :] == [*flags, "--config", "x.yaml"]
+    words = dry(root, "no_ssh.sh", "--node-rank", "0", *task[4:])
+    assert words[-3 - len(flags) : -3] == flags
 
 
 def test_slurm_sbatch_outside_of_slurm_says_so(root: Path) -> None:

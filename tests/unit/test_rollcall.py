@@ -2,6 +2,9 @@
 
 import base64
 import json
+import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from distill import rollcall
-from distill.errors import BadInput, Problem
+from distill.errors import BadInput, Problem, refusal
 from distill.rollcall import RollCall
 
 HOSTS = ["alpha", "alpha", "beta", "beta"]
@@ -227,3 +230,17 @@ def test_names_come_from_the_launchers_command_line(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(psutil.Process, "parent", lambda self: Parent())
     assert rollcall._hosts_by_rank(3) == ["worker-1", "worker-1", "worker-2"]
     assert rollcall._hosts_by_rank(2) == [None, None], "another launcher's"
+
+
+def test_rank_0_has_as_many_files_as_it_may() -> None:
+    text = (
+        "import resource as r; from distill.rollcall import _allow_files; most = r.getrlimit(r.RLIMIT_NOFILE)[1]; "
+        "r.setrlimit(r.RLIMIT_NOFILE, (64, most)); _allow_files(); assert r.getrlimit(r.RLIMIT_NOFILE)[0] == most"
+    )
+    subprocess.run([sys.executable, "-c", text], check=True)
+
+
+def test_who_is_not_there_may_yet_come() -> None:
+    absent = refusal([rollcall._not_heard_of("a", timedelta(minutes=5))])
+    assert (absent.code, pickle.loads(pickle.dumps(absent)).code) == (1, 1)
+    assert refusal([*absent.problems, Problem("a", 1, "wrong", "mend it")]).code == 2

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from distill import topology  # noqa: F401  what a rank would import at its end
+from distill import topology  # what a rank would import at its end
 from distill.console import run_on_ranks
 from distill.errors import BadInput, Ended, Problem
 from distill.preemption import notice
@@ -170,6 +170,43 @@ def test_who_is_silent_when_a_connection_breaks_has_broken_it(ranks: Ranks, monk
     assert "Traceback" not in ranks.said(2)
 
 
+def test_a_watch_that_fails_blames_its_own_rank(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: Neighbours) -> dict[int, str]:
+        if os.environ["RANK"] == "1" and (ranks.folder / "up-1").exists():
+            raise OSError(24, "Too many open files")
+        return {}
+
+    monkeypatch.setattr(Neighbours, "gone", gone)
+    ranks.start(sleep(), sleep())
+    assert ranks.codes(15) == [1, 1]
+    assert ranks.said(1).startswith("Traceback")
+    assert "failed at step 5 in rollouts: OSError: [Errno 24] Too many open files\n" in ranks.said(1)
+    assert ranks.said(0) == ""
+
+
+def test_a_full_disk_takes_no_words_and_changes_no_code(ranks: Ranks) -> None:
+    def full(body: Body) -> Body:
+        def work() -> object:
+            os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+            os.dup2(2, 1)
+            return body()
+
+        return work
+
+    ranks.start(full(fails(ValueError("x"), 2)), full(sleep()), full(sleep()))
+    assert ranks.codes(15) == [1, 1, 1]
+
+
+def test_a_rank_that_leaves_after_rank_0_ends_with_its_own_code(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its main thread has yet something to wait for."""
+    monkeypatch.setattr(watch, "_LEAVE_SECONDS", 1)
+    monkeypatch.setattr(topology, "stop", sleep())
+    ranks.start(sleep(), fails(BadInput(Problem("a", 1, "wrong", "mend it"))))
+    ranks.wait_until_up()
+    os.kill(ranks.pids[0], signal.SIGKILL)
+    assert ranks.codes(10) == [-signal.SIGKILL, 2]
+
+
 def test_bad_input_of_all_or_one_is_told_by_one(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_LEAVE_SECONDS", 2)
     bad = BadInput(Problem("a", 1, "wrong", "mend it"))
@@ -270,7 +307,12 @@ def test_whom_the_others_wait_for(beats: list[Beat], expected: list[int]) -> Non
 
 @pytest.mark.parametrize(
     ("how", "expected"),
-    [("kill -9 $$", "was killed (SIGKILL)"), ("kill -SEGV $$", "was killed (SIGSEGV)"), ("exit 3", "with exit code 3")],
+    [
+        ("kill -9 $$", "was killed (SIGKILL)"),
+        ("kill -SEGV $$", "was killed (SIGSEGV)"),
+        ("kill -40 $$", "was killed (signal 40)"),
+        ("exit 3", "with exit code 3"),
+    ],
 )
 def test_how_a_neighbour_ended(how: str, expected: str) -> None:
     with subprocess.Popen(["sh", "-c", f"read x; {how}"], stdin=subprocess.PIPE) as process:
