@@ -28,7 +28,7 @@ def test_an_operation_that_the_disk_refuses(
     life = nursery.live(whole, order=order)
     total = max(int(number) for number in re.findall(r"operation (\d+)", life.said))
     went_on, fault = 0, ledger[f"disk full at a file operation of rank {rank}"]
-    for number in range(1, total + 1, 3):
+    for number in range(1, total + 1, 7):
         shutil.rmtree(run, ignore_errors=True)
         how = ("ENOSPC", "EIO")[number % 2]
         life = nursery.live(broken, order=order | {"how": how, "operation": number, "folder": str(run)})

@@ -286,13 +286,13 @@ def test_records_outlive_kills_and_full_disks(tmp_path: Path, monkeypatch: pytes
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
 
 
-def test_one_run_at_a_time_in_a_folder(tmp_path: Path, alone: Topology) -> None:
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path, alone: Topology, environment: dict[str, str]) -> None:
     """Held until the process ends, by whatever."""
     claimed = (
         "from distill.checkpoint.claim import _lock; import pathlib, sys, time; print(_lock(pathlib.Path(sys.argv[1])))"
     )
     command = [sys.executable, "-u", "-c", f"{claimed}; time.sleep(60)", str(tmp_path / "run")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as other:
         assert other.stdout
         assert other.stdout.readline() == "None\n"
         with pytest.raises(BadInput, match="another run is at work in it"):
