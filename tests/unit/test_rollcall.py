@@ -1,8 +1,8 @@
 """Hosts compare notes before they start: one verdict, heard by all, with the host's name in it."""
 
 import base64
+import copy
 import json
-import pickle
 import subprocess
 import sys
 import threading
@@ -242,5 +242,5 @@ def test_rank_0_has_as_many_files_as_it_may() -> None:
 
 def test_who_is_not_there_may_yet_come() -> None:
     absent = refusal([rollcall._not_heard_of("a", timedelta(minutes=5))])
-    assert (absent.code, pickle.loads(pickle.dumps(absent)).code) == (1, 1)
+    assert (absent.code, copy.copy(absent).code) == (1, 1)
     assert refusal([*absent.problems, Problem("a", 1, "wrong", "mend it")]).code == 2
