@@ -176,20 +176,6 @@ def test_torchrun_starts_ranks_too(recipe: Callable, environment: dict, root: Pa
     assert not any("--master_port" in line for line in said)
 
 
-def test_another_number_of_ranks_goes_on(recipe: Callable, launch: Callable, tmp_path: Path) -> None:
-    """tests/faults/test_layouts.py holds more of them to the figures."""
-    path = recipe("layout", "minillm", steps=6, schedule="constant")
-    launch("launch/train.sh", "--config", str(path), "run.folder=" + str(tmp_path / "whole"))
-    launch("launch/train.sh", "--config", str(path), "optim.steps=3")
-    done = launch("launch/train.sh", "--config", str(path), ranks=1)
-    assert "step-0000003 is of 2 ranks at TP 1; it is dealt out anew to 1 ranks at TP 1" in done.stderr
-    ours, theirs = ([row for row in records(tmp_path / run) if "loss/total" in row] for run in ("layout", "whole"))
-    assert [row["step"] for row in ours] == list(range(1, 7))
-    for one, other in zip(ours, theirs, strict=True):
-        for name in ("loss/total", "optim/grad_norm", "reward/mean"):
-            assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-7), (one["step"], name)
-
-
 def test_teacher_writes_responses(launch: Callable, models_dir: Path, tmp_path: Path) -> None:
     for name, count in (("p", 5), ("q", 2)):
         prompts = [{"id": str(n), "instruction": f"Say {n}."} for n in range(count)]
