@@ -55,7 +55,7 @@ test-multinode: env  ## two hosts made of network namespaces, over pdsh and Open
 test-faults: env  ## break hundreds of runs on purpose and print what came of it (runs/faults.json)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/faults
 
-check: env  ## format, lint, types, import layers, fast tests (under 2 minutes)
+check: env  ## format, lint, types, import layers, fast tests
 	$(BIN)/ruff format .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
