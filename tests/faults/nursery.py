@@ -22,7 +22,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from distill.cli import main
 from distill.console import leave
 
-_MOST_SECONDS, _GRACE_SECONDS = 180, 30
+_MOST_SECONDS, _GRACE_SECONDS, _UNSEEN_SECONDS = 180, 30, 0.5
 
 
 def rank(number: int, job: dict) -> None:
@@ -56,8 +56,12 @@ def run(job: dict) -> None:
     signal.signal(signal.SIGALRM, lambda *_: os.killpg(pids[0], signal.SIGKILL))
     signal.alarm(_MOST_SECONDS)
     while len(codes) < len(pids):
-        pid, status = os.wait()
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
         first = first or time.monotonic()
+        if not codes and ended.si_code != os.CLD_EXITED:
+            # DeepSpeed's launcher looks once a second: until then the other ranks can see what killed this one.
+            time.sleep(_UNSEEN_SECONDS)
+        pid, status = os.waitpid(ended.si_pid, 0)
         codes[pid] = os.waitstatus_to_exitcode(status)
         if codes[pid] != 0 and not told:
             # As DeepSpeed's launcher does.
