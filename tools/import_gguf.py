@@ -35,12 +35,9 @@ def import_gguf(file: Path, out: Path) -> None:
         "trust_remote_code": False,
     }
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
         model = AutoModelForCausalLM.from_pretrained(
-            **where,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
-            trust_remote_code=False,
+            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
         )
     # Of a damaged file gguf and transformers let any error through.
     except Exception as error:
