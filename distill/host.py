@@ -16,7 +16,8 @@ from deepspeed.accelerator import get_accelerator
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 _PR_SET_THP_DISABLE = 41
-_KEEPING = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28}
+# The largest threshold that glibc takes.
+_KEEPING = {_M_MMAP_MAX: 2**16, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**28}
 _RETURNING = {_M_MMAP_MAX: 2**16, _M_MMAP_THRESHOLD: 2**17, _M_TRIM_THRESHOLD: 2**17, _M_TOP_PAD: 0}
 
 
@@ -44,7 +45,8 @@ def find_ninja() -> None:
 
 def _keep_freed_memory() -> None:
     # glibc gives every large buffer back to the kernel when it is freed, and whole-vocabulary logits are large: a
-    # step can then spend more time on page faults than on arithmetic.
+    # step can then spend more time on page faults than on arithmetic. The very largest, such as a head's gradient, it
+    # may have back: what is allocated meanwhile and stays would make each one's place too small for the next.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     _tune(_KEEPING, huge_pages=True)
 
