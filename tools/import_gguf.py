@@ -28,16 +28,15 @@ def import_gguf(file: Path, out: Path) -> None:
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise BadInput(Problem("FILE", str(file), "is no GGUF file", "give the path of a .gguf file"))
-    # A GGUF file has no code; the flag keeps that of a folder around it from being asked about.
-    where: dict[str, Any] = {
-        "pretrained_model_name_or_path": str(file.parent),
-        "gguf_file": file.name,
-        "trust_remote_code": False,
-    }
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        # A GGUF file has no code; the flag keeps that of a folder around it from being asked about.
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+            **where,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
         )
     # Of a damaged file gguf and transformers let any error through.
     except Exception as error:
