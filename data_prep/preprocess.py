@@ -17,19 +17,20 @@ import tokenizers
 import transformers
 
 from data_prep.cores import usable_cores
-from data_prep.encoder import content_hash
 from data_prep.files import write_text
 from data_prep.lock import alone_in
 from data_prep.pool import Pool, is_first_rank, processes, ranks, under_mpi
 from data_prep.progress import Progress, hash_of
 from data_prep.run import Run, Throughput
-from data_prep.shards import shard_size, unreadable
+from data_prep.shards import shard_size
 from data_prep.sources import find_files
-from data_prep.templates import TEMPLATES
 from data_prep.tokenize import Job, Recipe
 from distill.console import positive
+from distill.data.encoder import content_hash
 from distill.data.folders import replace_folder
+from distill.data.jsonl import unreadable
 from distill.data.records import MANIFEST, Kind, Manifest, RecordSettings, fingerprint, read_manifest
+from distill.data.templates import TEMPLATES
 from distill.errors import EXIT_BAD_INPUT, BadInput, Problem
 from distill.models.loading import load_tokenizer
 

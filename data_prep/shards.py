@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
+from distill.data.jsonl import unreadable
 from distill.errors import Problem
 
 _SMALLEST, _LARGEST = 2**18, 2**27
@@ -52,12 +53,6 @@ class Line:
     def where(self) -> str:
         """`file:line`, as problems name it."""
         return f"{self.path}:{self.number}"
-
-
-def unreadable(path: str, error: OSError) -> Problem:
-    """What to say of a file whose bytes the file system does not give."""
-    wrong = f"cannot be read ({error.strerror or error})"
-    return Problem("DATA", path, wrong, "see that every host can read it, or leave it out")
 
 
 def shard_size(total: int) -> int:

@@ -1,12 +1,8 @@
-"""Finding and reading raw files: globs, jsonl, plain text."""
+"""Finding raw files: paths and globs."""
 
 import glob
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from data_prep.shards import unreadable
 from distill.errors import BadInput, Problem
 
 _UNPACK = "unpack it first"
@@ -55,44 +51,3 @@ def _check_head(path: Path, field: str) -> None:
     for magic, (kind, mend) in _NO_TEXT.items():
         if head.startswith(magic):
             raise BadInput(Problem(field, str(path), f"is {kind}, no text", mend))
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-blank lines with their 1-based numbers.
-
-    Raises:
-        BadInput: not UTF-8, or not to be read.
-    """
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                try:
-                    line = raw.decode("utf-8")
-                except UnicodeDecodeError:
-                    raise BadInput(Problem("DATA", f"{path}:{number}", "not UTF-8", "convert the file")) from None
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise BadInput(unreadable(str(path), error)) from None
-
-
-def parse_json(line: str, where: str) -> Any:
-    """One line's JSON value.
-
-    Raises:
-        BadInput: it has none, or holds what is no text; names `where` (file:line).
-    """
-    if line.startswith("\ufeff"):
-        raise BadInput(Problem("DATA", where, "begins with a byte-order mark", "save the file as UTF-8 without one"))
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        column = getattr(error, "colno", "?")
-        wrong = f"not valid JSON at column {column}"
-        raise BadInput(Problem("DATA", where, wrong, "one JSON object a line is needed")) from None
-    if "\\ud" in line or "\\uD" in line:  # half a pair of them is valid JSON, but no text
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise BadInput(Problem("DATA", where, "holds half a surrogate pair", "correct the line")) from None
-    return value

@@ -16,11 +16,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from data_prep.sources import find_files, parse_json, read_lines
-from data_prep.templates import TEMPLATES, Malformed, parse, render
+from data_prep.sources import find_files
 from distill.config import RolloutSettings, model_at
 from distill.console import leave, positive, quiet_libraries, run_on_ranks
+from distill.data.jsonl import parse_json, read_lines
 from distill.data.loading import token_batch
+from distill.data.templates import TEMPLATES, Malformed, parse, render
 from distill.errors import BadInput, Problem
 from distill.evaluation.frozen import Vocabulary, common_vocabulary, load_frozen
 from distill.evaluation.generation import respond, response_tokens, share

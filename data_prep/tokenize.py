@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep.encoder import Encoder, content_hash
 from data_prep.files import in_place_of, row_writer
 from data_prep.shards import Line, Shard, read_lines_of
-from data_prep.sources import parse_json
-from data_prep.templates import Example, Malformed, parse, render_all
+from distill.data.encoder import Encoder, content_hash
+from distill.data.jsonl import parse_json
 from distill.data.records import INSTRUCTION_FEATURES, WRITTEN_BY_A_MODEL, Kind
+from distill.data.templates import Example, Malformed, parse, render_all
 from distill.errors import BadInput, Problem
 from distill.models.loading import load_tokenizer
 

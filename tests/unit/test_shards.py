@@ -19,14 +19,15 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep import shards, tokenize
 from data_prep.cores import usable_cores
-from data_prep.encoder import Encoder, content_hash
 from data_prep.lock import alone_in
 from data_prep.packing import pack_shard, plan_rows
 from data_prep.pool import Pool, _Crew, processes, ranks, under_mpi
 from data_prep.preprocess import Outcome, main, run_preprocess
 from data_prep.shards import Line, count_newlines, cut, cut_inside_a_file, number_lines, read_lines_of, shard_size
-from data_prep.templates import Malformed, parse, render, render_all
 from data_prep.tokenize import Job, Recipe, tokenize_shard
+from distill.data.encoder import Encoder, content_hash
+from distill.data.jsonl import unreadable
+from distill.data.templates import Malformed, parse, render, render_all
 from distill.errors import BadInput
 
 same_folder = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -357,7 +358,7 @@ def test_finished_shards_outlive_a_killed_worker_and_a_file_out_of_reach(
         runs(on_bad="fail")
     assert not runs.tokenized
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.run.count_newlines", lambda shard: [shards.unreadable("a", OSError(5, "gone"))])
+        patch.setattr("data_prep.run.count_newlines", lambda shard: [unreadable("a", OSError(5, "gone"))])
         with pytest.raises(BadInput, match="cannot be read"):
             runs(on_bad="fail", shard_bytes=4000)
     assert runs(on_bad="skip").manifest.counts["kept"] == 100

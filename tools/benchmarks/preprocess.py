@@ -27,10 +27,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from data_prep.pool import processes
 from data_prep.preprocess import run_preprocess
-from data_prep.sources import read_lines
-from data_prep.templates import parse, prompt_texts
 from data_prep.tokenize import Recipe
+from distill.data.jsonl import read_lines
 from distill.data.records import Kind
+from distill.data.templates import parse, prompt_texts
 from tools.benchmarks.timing import Times, ratio
 from tools.memory import MemoryWatch
 

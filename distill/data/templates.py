@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from data_prep.encoder import Encoder
+from distill.data.encoder import Encoder
 
 
 @dataclass(frozen=True)
