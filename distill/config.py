@@ -4,10 +4,9 @@ Every field carries the text that the README's reference shows. A key that no mo
 the nearest right spelling; nothing is ever silently ignored.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -15,7 +14,7 @@ from pydantic import Field, ValidationError
 from distill.errors import BadInput, Problem
 from distill.objective_settings import OBJECTIVES, ObjectiveSettings
 from distill.settings import FilePath, ModelPath, Settings
-from distill.yaml_file import Unreadable, parse_yaml, read_yaml
+from distill.settings_file import Kind, describe, read_settings
 
 RESOLVED = "config.yaml"
 """The run folder's copy of its settings, every default and preset written out."""
@@ -122,12 +121,25 @@ class ParallelSettings(Settings):
     )
 
 
+Metric = Literal["loss", "rouge_l", "reverse_kl"]
+"""What a validation can be judged by: −log q of the recorded responses, Rouge-L or KL(q‖p) of the student's samples."""
+
+
 class EvaluationSettings(Settings):
-    """Validation during training. The best student is kept: by Rouge-L of its samples, for sft, seqkd and uld by
-    validation loss."""
+    """Validation during training. The student that is best by `metric` is kept."""
 
     every: int = Field(0, ge=0, description="Steps between validations; 0: only at the end.")
     prompts: int = Field(64, gt=0, description="Validation records used, at most.")
+    seeds: int = Field(1, gt=0, description="Sampled responses to each of them; figures are means over these rounds.")
+    metric: Literal["auto", Metric] = Field(
+        "auto", description="What the best student is chosen by; `auto`: rouge_l, for sft, seqkd and uld loss."
+    )
+    patience: int = Field(
+        0, ge=0, description="Validations in a row without improvement after which the run is finished; 0: never."
+    )
+    min_improvement: float = Field(
+        0.0, ge=0, description="Change of the metric for the better that `patience` counts as one, in its own unit."
+    )
 
 
 class CheckpointSettings(Settings):
@@ -158,7 +170,7 @@ class FaultSettings(Settings):
 
 
 class LogSettings(Settings):
-    """metrics.jsonl and wandb get the same records; the console shows a few of the figures."""
+    """metrics.jsonl, wandb and TensorBoard get the same records; the console shows a few of the figures."""
 
     every: int = Field(1, gt=0, description="Steps between records.")
     samples: int = Field(4, ge=0, description="Rollouts written to samples.jsonl each round.")
@@ -166,6 +178,7 @@ class LogSettings(Settings):
         "auto", description="`auto`: online when a key is at hand, offline otherwise."
     )
     project: str = Field("distill", description="wandb project.")
+    tensorboard: bool = Field(False, description="Write TensorBoard's event files into RUN/tensorboard.")
 
 
 class Config(Settings):
@@ -193,6 +206,23 @@ class Config(Settings):
         """Ranks among which a model is split: the teacher's degree, or the student's where there is no teacher."""
         return self.parallel.teacher_tp if self.objective.needs_teacher else self.parallel.student_tp
 
+    @property
+    def teacher_scores(self) -> bool:
+        """Whether a teacher can say what it thinks of the student's tokens."""
+        return self.objective.needs_teacher and not self.objective.own_tokenizer
+
+    @property
+    def validation_metric(self) -> Metric:
+        """What `evaluation.metric` comes to."""
+        if self.evaluation.metric != "auto":
+            return self.evaluation.metric
+        return "rouge_l" if self.teacher_scores else "loss"
+
+    @property
+    def validation_samples(self) -> bool:
+        """Whether the student writes responses to be judged by."""
+        return self.teacher_scores or self.validation_metric == "rouge_l"
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a run's YAML, apply `section.key=value` overrides, check everything.
@@ -200,13 +230,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         BadInput: an unreadable file, an override that is not `key=value`, or settings that do not fit; all at once.
     """
-    raw = _read_recipe(Path(path))
-    for override in overrides:
-        _apply_override(raw, override)
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise BadInput([_describe(item) for item in error.errors()]) from None
+    return read_settings(_RECIPE, Path(path), overrides)
 
 
 def model_at(path: str, field: str, allow_pickle: bool = False) -> ModelSettings:
@@ -218,77 +242,13 @@ def model_at(path: str, field: str, allow_pickle: bool = False) -> ModelSettings
     try:
         return ModelSettings(path=path, allow_pickle=allow_pickle)
     except ValidationError as error:
-        problem = _describe(error.errors()[0])
+        problem = describe(error.errors()[0], _RECIPE)
         raise BadInput(Problem(field, path, problem.wrong, "give a Hugging Face folder or hub id")) from None
 
 
 def dump(config: Config) -> str:
     """The resolved settings as YAML that `load` reads back to an equal `Config`."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        wrong = "is a folder" if path.is_dir() else "no such file"
-        raise BadInput(Problem("--config", str(path), wrong, "give the path of a recipe, as in launch/recipes/"))
-    try:
-        raw = read_yaml(path)
-    except Unreadable as error:
-        where = f"{path}:{error.line}" if error.line else str(path)
-        raise BadInput(Problem("--config", where, str(error), "correct the file")) from None
-    if not isinstance(raw, dict):
-        raise BadInput(Problem("--config", str(path), "holds no settings", "give it sections such as `student:`"))
-    return raw
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise BadInput(Problem("override", override, "not of the form section.key=value", "e.g. optim.lr=1e-5"))
-    *parents, leaf = key.split(".")
-    node = raw
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise BadInput(Problem(key, text, f"{parent!r} is a value, not a section", "see the config reference"))
-    try:
-        node[leaf] = parse_yaml(text)
-    except Unreadable as error:
-        raise BadInput(Problem(key, text, str(error), "quote it")) from None
-
-
-def _describe(error: Any) -> Problem:
-    location = [str(part) for part in error["loc"]]
-    # pydantic puts a union's tag into the path (objective.minillm.gamma); users write objective.gamma.
-    if len(location) > 1 and location[0] == "objective":
-        location = [location[0], *location[2:]]
-    field, value = ".".join(location), error.get("input")
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        return Problem(
-            field, value, "unknown key", f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        )
-    if error["type"] == "missing":
-        return Problem(field, None, "missing", "add it")
-    if error["type"] in ("model_type", "model_attributes_type"):
-        return Problem(field, value, "is no section of settings", "give it keys, as in the config reference")
-    if error["type"] == "path_type":
-        return Problem(field, value, "is no path", "give a text")
-    if error["type"] == "union_tag_invalid":
-        tag = value.get("name") if isinstance(value, dict) else value
-        return Problem("objective.name", tag, "unknown objective", f"one of {error['ctx']['expected_tags']}")
-    if error["type"] == "union_tag_not_found":
-        return Problem("objective.name", None, "missing", f"name one of {', '.join(OBJECTIVES)}")
-    wrong = error["msg"].removeprefix("Value error, ")
-    return Problem(field, value, wrong[:1].lower() + wrong[1:], "see the config reference in README.md")
-
-
-def _known_keys(location: Sequence[Any]) -> list[str]:
-    sections = section_models() | OBJECTIVES
-    if len(location) == 1:
-        return list(Config.model_fields)
-    return list(sections[str(location[-2])].model_fields)
 
 
 def section_models() -> dict[str, type[Settings]]:
@@ -306,3 +266,13 @@ def section_models() -> dict[str, type[Settings]]:
         "fault": FaultSettings,
         "log": LogSettings,
     }
+
+
+_RECIPE = Kind(
+    model=Config,
+    sections=section_models() | OBJECTIVES,
+    field="--config",
+    what="a recipe, as in launch/recipes/",
+    holds="sections such as `student:`",
+    reference="the config reference",
+)

@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import logging
+import math
 import os
 import sys
 import time
@@ -44,6 +45,29 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def natural(text: str) -> int:
+    """As `positive`, from 0 up."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
+def above_0(text: str) -> float:
+    """A finite number above 0, likewise."""
+    if (number := not_below_0(text)) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def not_below_0(text: str) -> float:
+    """A finite number of 0 or more, likewise."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number from 0 up")
     return number
 
 
@@ -100,16 +124,14 @@ def run_on_ranks(command: Callable[[], object]) -> int:
         _depart(EXIT_FAILED)
         raise
     finally:
-        from distill.topology import stop
-
-        stop()
+        if topology := sys.modules.get("distill.topology"):  # else there is no group, and no torch to load for that
+            topology.stop()
     return code if isinstance(code, int) else 0
 
 
 def _watch() -> "Vigil | None":
-    from distill.vigil.watch import kept
-
-    return kept()
+    watching = sys.modules.get("distill.vigil.watch")
+    return watching.kept() if watching else None
 
 
 def _others_end(seconds: float, code: int) -> bool:

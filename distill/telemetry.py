@@ -1,25 +1,26 @@
-"""One flat record of namespaced metrics a step: all of it in metrics.jsonl and wandb, a few figures on the console."""
+"""One flat record of namespaced metrics a step: in metrics.jsonl and on dashboards, a few figures on the console."""
 
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from distill.checkpoint.disk import replace_file
 from distill.config import Config
+from distill.dashboards.board import Dashboard
+from distill.dashboards.glimpse import Glimpse, distributions
+from distill.data.batches import Rollouts
 from distill.records_file import Records
 from distill.whereabouts import here
 
 T = TypeVar("T")
-Mode = Literal["online", "offline", "disabled"]
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
-_WANDB_ID = "wandb-id"
+# Steps between two looks of dashboards at rollouts: each is a file of wandb's.
+_BETWEEN_GLIMPSES = 10
 
 
 class _Console:
@@ -73,11 +74,12 @@ class Telemetry:
     def __init__(self, config: Config, is_writer: bool, start_step: int):
         self.folder, self.is_writer = config.run.folder, is_writer
         self._bar: Any = None
-        self._wandb: Any = None
+        self._boards: list[Dashboard] = []
+        self._shown: int | None = None
         if not is_writer:
             return
         self._metrics, self._samples = (Records(self.folder / name, start_step) for name in (METRICS, SAMPLES))
-        self._wandb = _start_wandb(config)
+        self._boards = list(_open_boards(config, start_step))
         self._timed = config.optim.max_minutes is not None
         total = config.optim.max_minutes * 60 if config.optim.max_minutes else config.optim.steps
         unit = "s" if self._timed else "step"
@@ -89,7 +91,7 @@ class Telemetry:
             return
         metrics = _finite(metrics)
         self._metrics.append({"step": step, **metrics})
-        self._tell_wandb(lambda run: run.log(metrics, step=step))
+        self._tell(lambda board: board.log(step, metrics))
         shown = {name: metrics[name] for name in _ON_THE_BAR if name in metrics}
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
 
@@ -98,11 +100,26 @@ class Telemetry:
         if self._bar is not None:
             self._bar.update(min(round(seconds) if self._timed else step, self._bar.total) - self._bar.n)
 
-    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """Write example rollouts as text."""
+    def samples(self, step: int, rows: list[dict[str, Any]], rollouts: Rollouts) -> None:
+        """Write example rollouts as text, `rows`. Now and then dashboards get them too, and the distributions of all
+        that this rank has sampled, `rollouts`."""
+        if not self.is_writer:
+            return
+        rows = [_finite(row) for row in rows]
+        for row in rows:
+            self._samples.append({"step": step, **row})
+        if self._boards and (self._shown is None or step - self._shown >= _BETWEEN_GLIMPSES):
+            self._shown, glimpse = step, Glimpse(rows, distributions(rollouts))
+            self._tell(lambda board: board.show(step, glimpse))
+
+    def summarise(self, facts: Mapping[str, float | str]) -> None:
+        """What dashboards shall say of the run as a whole, so far."""
+        self._tell(lambda board: board.summarise(facts))
+
+    def conclude(self, step: int, why: str) -> None:
+        """A record that the run is over before its last step, and why."""
         if self.is_writer:
-            for row in rows:
-                self._samples.append({"step": step, **_finite(row)})
+            self._metrics.append({"step": step, "ended": why})
 
     def flush(self) -> None:
         """Wait until what was logged is on disk: a checkpoint at this step will not bring it again."""
@@ -111,6 +128,7 @@ class Telemetry:
                 records.flush()
             except OSError as error:
                 warn(f"{records.path.name} waits for the disk: {error}")
+        self._tell(lambda board: board.flush())
 
     def say(self, text: str) -> None:
         """A line on the console, above the progress bar."""
@@ -119,26 +137,26 @@ class Telemetry:
                 self._bar.write(text)
 
     def alert(self, title: str, text: str) -> None:
-        """A warning on the console, and an alert of wandb, which sends one of a title a minute at most."""
+        """A warning on the console, and an alert of wandb."""
         if self.is_writer:
             warn(text)
-        self._tell_wandb(lambda run: run.alert(title=title, text=text, level="WARN"))
+        self._tell(lambda board: board.alert(title, text))
 
     def close(self) -> None:
-        """Finish the bar and the wandb run."""
+        """Finish the bar and the dashboards."""
         self.flush()
         if self._bar is not None:
             self._bar.close()
-        self._tell_wandb(lambda run: run.finish())
+        self._tell(lambda board: board.close())
 
-    def _tell_wandb(self, say: Callable[[Any], object]) -> None:
-        """The run goes on without wandb where its process is gone: who ends ranks may end that first."""
-        if self._wandb:
+    def _tell(self, say: Callable[[Dashboard], object]) -> None:
+        """The run goes on without a dashboard that fails: who ends ranks may end wandb's process first."""
+        for board in list(self._boards):
             try:
-                say(self._wandb)
+                say(board)
             except Exception as error:
-                self._wandb = None
-                warn(f"wandb is lost ({type(error).__name__}: {error}); {METRICS} has everything")
+                self._boards.remove(board)
+                warn(f"{board.name} is lost ({type(error).__name__}: {error}); {METRICS} has everything")
 
 
 _ON_THE_BAR = ("loss/total", "student/reverse_kl", "reward/mean", "valid/loss", "valid/rouge_l")
@@ -159,41 +177,19 @@ def _finite(record: dict[str, T]) -> dict[str, T]:
     return {name: value for name, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
-def _start_wandb(config: Config) -> Any:
-    mode: Mode | Literal["auto"] = config.log.wandb
-    if mode == "disabled":
-        return None
-    import wandb
+def _open_boards(config: Config, start_step: int) -> Iterator[Dashboard]:
+    """Those that the settings ask for. wandb's server may be out of reach for a day: then the run goes on without."""
+    if config.log.wandb != "disabled":
+        from distill.dashboards.wandb_board import WandbBoard
 
-    if mode == "auto":
-        keyed = os.environ.get("WANDB_API_KEY") or _has_wandb_login()
-        mode = cast(Mode, os.environ.get("WANDB_MODE") or ("online" if keyed else "offline"))
-    # In a file of its own: a run killed before its first checkpoint is the same run too.
-    id_file = config.run.folder / _WANDB_ID
-    wandb_id = id_file.read_text(encoding="utf-8").strip() if id_file.is_file() else None
-    try:
-        run = wandb.init(
-            project=config.log.project,
-            name=config.run.folder.name,
-            dir=config.run.folder,
-            config=config.model_dump(mode="json"),
-            id=wandb_id or None,
-            resume="allow" if wandb_id else None,
-            mode=mode,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-    except Exception as error:
-        # Its server may be out of reach for a day; what it would show can be sent later.
-        warn(f"wandb does not start ({type(error).__name__}: {error}); {METRICS} has everything")
-        return None
-    replace_file(id_file, run.id.encode())
-    return run
+        try:
+            yield WandbBoard(config)
+        except Exception as error:
+            warn(f"wandb does not start ({type(error).__name__}: {error}); {METRICS} has everything")
+    if config.log.tensorboard:
+        from distill.dashboards.tensorboard_board import TensorboardBoard
 
-
-def _has_wandb_login() -> bool:
-    import netrc
-
-    try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, netrc.NetrcParseError):
-        return False
+        try:
+            yield TensorboardBoard(config.run.folder, start_step)
+        except OSError as error:
+            warn(f"TensorBoard does not start ({error}); {METRICS} has everything")

@@ -16,9 +16,10 @@ from distill.checkpoint.restoring import Restorer, contents_of
 from distill.checkpoint.saving import Saver
 from distill.checkpoint.students import recover_student, write_student
 from distill.config import RESOLVED, Config, dump
-from distill.data.batches import Rollouts
+from distill.dashboards.glimpse import as_text
 from distill.data.loading import open_plain_text
 from distill.errors import EXIT_BAD_NUMBERS, EXIT_FAILED, EXIT_PREEMPTED, Ended
+from distill.evaluation.selection import Selection
 from distill.evaluation.validation import Validation
 from distill.host import peak_memory_gib, ranks_on_host
 from distill.model_card import model_card
@@ -72,7 +73,12 @@ class Run:
         self.tokenizer, self.student, self.teacher = models.tokenizer, models.student, models.teacher
         self.validation: Validation | None = None
         if config.data.valid:
-            self.validation = Validation(config, self.student, models.alike, self.tokenizer, models.ends, self.grid)
+            # Ranks that share a teacher decode together if it takes part.
+            theirs = self.grid if models.alike else topology
+            self.validation = Validation(config, self.student, models.alike, self.tokenizer, models.ends, theirs)
+        self.selection = Selection.of(config)
+        self.selected: dict[str, float] = {}
+        """What choosing the best student has to remember; a checkpoint keeps it."""
         self.source = open_source(config, models, self.validation, lambda: self.progress)
         self.plain_text: Source | None = None
         if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):
@@ -85,6 +91,8 @@ class Run:
         """What the alarms know of earlier steps; a checkpoint keeps it."""
         self.saver = Saver(self.folder, topology, ranks_on_host(), config.checkpoint.keep, warn)
         self.told_to_stop = False
+        self.tokens = 0.0
+        """Response tokens of the steps so far, over all ranks; a checkpoint keeps it."""
         with here.within("resume"):
             self.state = self._resume()
         self.telemetry = Telemetry(config, topology.is_writer, self.state.step)
@@ -105,6 +113,8 @@ class Run:
         self.updater.memory = found.state.memory.get("updater", {})
         self.bad_steps.memory = found.state.memory.get("bad_steps", {})
         self.heeded = found.state.memory.get("alarms", {})
+        self.selected = found.state.memory.get("selection", {})
+        self.tokens = found.state.memory.get("tokens", {}).get("total", 0.0)
         return found.state
 
     @property
@@ -116,8 +126,13 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether the step or time budget is used up; the same answer on every rank."""
-        return self.progress >= 1
+        """Whether the step or time budget is used up, or patience; the same answer on every rank."""
+        return self.progress >= 1 or self.cut_short is not None
+
+    @property
+    def cut_short(self) -> str | None:
+        """Why the run is over before its budget is, if so; the same answer on every rank."""
+        return self.selection.verdict(self.selected) if self.progress < 1 else None
 
     def step(self) -> dict[str, float]:
         """One optimizer step, rollouts included where a round starts; its figures."""
@@ -143,7 +158,12 @@ class Run:
             self.objective.memory = self.objective.advance(figures, self.progress)
         figures["time/step"] = seconds
         figures["tokens/per_second"] = figures["tokens/response"] / seconds
-        return figures
+        self.tokens += figures["tokens/response"]
+        return figures | self._spent()
+
+    def _spent(self) -> dict[str, float]:
+        """What the run has cost so far: seconds of training and response tokens."""
+        return {"time/total": self.state.seconds, "tokens/total": self.tokens}
 
     def log(self, figures: dict[str, float]) -> None:
         """Write the step's record, and example rollouts where a round was sampled."""
@@ -153,22 +173,8 @@ class Run:
         if step % config.log.every == 0 or self.done:
             memory = {"memory/peak_gib": self.topology.max_over_ranks(peak_memory_gib())}
             self.telemetry.log(step, figures | phases | memory)
-        if self.topology.is_writer and config.log.samples > 0 and self.source.fresh is not None:
-            self.telemetry.samples(step, self._as_text(self.source.fresh.rows(slice(0, config.log.samples))))
-
-    def _as_text(self, rollouts: Rollouts) -> list[dict[str, object]]:
-        texts: list[dict[str, object]] = []
-        for row in range(len(rollouts)):
-            one = rollouts.rows([row])
-            text: dict[str, object] = {
-                "prompt": self.tokenizer.decode(one.prompt_ids[0]),
-                "response": self.tokenizer.decode(one.response_ids[0]),
-            }
-            if one.teacher_forwards is not None:  # the teacher has scored it
-                text["reward"] = float((one.teacher_logprobs - one.behavior_logprobs).mean())
-                text["teacher_share"] = float(one.from_teacher.float().mean())
-            texts.append(text)
-        return texts
+        if self.topology.is_writer and (fresh := self.source.fresh) is not None:
+            self.telemetry.samples(step, as_text(fresh, config.log.samples, self.tokenizer), fresh)
 
     def heed(self, figures: dict[str, float]) -> None:
         """Warn of what looks wrong; end a run whose numbers stay bad.
@@ -201,15 +207,23 @@ class Run:
         if self.validation is None or not (self.done or (every and self.state.step % every == 0)):
             return
         with here.within("validation"):
-            figures, score = self.validation.run()
-        self.telemetry.log(self.state.step, figures)
-        if self.state.best is None or math.isnan(self.state.best) or score > self.state.best:
-            if (error := self._write_student(figures)) is None:
-                self.state = replace(self.state, best=score, best_step=self.state.step)
-            elif self.done:
-                raise Ended(EXIT_FAILED, f"the student is not written: {error}; make room and start again")
-            else:
-                self._say_error(f"the best student so far is not written: {error}; the one before stays")
+            figures = self.validation.run()
+        score = self.selection.score(figures[self.selection.metric])
+        figures = {f"valid/{name}": value for name, value in figures.items()}
+        self.selected = self.selection.look(score, self.selected)
+        self.telemetry.log(self.state.step, figures | self._spent())
+        if self.selection.is_better(score, self.state.best):
+            self._keep_student(score, figures)
+        if self.cut_short:
+            self.telemetry.conclude(self.state.step, self.cut_short)
+
+    def _keep_student(self, score: float, figures: dict[str, float]) -> None:
+        if (error := self._write_student(figures)) is None:
+            self.state = replace(self.state, best=score, best_step=self.state.step)
+        elif self.done:
+            raise Ended(EXIT_FAILED, f"the student is not written: {error}; make room and start again")
+        else:
+            self._say_error(f"the best student so far is not written: {error}; the one before stays")
 
     def maybe_save(self) -> None:
         """Checkpoint when it is time, when the student is the best so far, at the end, and before leaving.
@@ -229,6 +243,8 @@ class Run:
             "updater": self.updater.memory,
             "bad_steps": self.bad_steps.memory,
             "alarms": self.heeded,
+            "selection": self.selected,
+            "tokens": {"total": self.tokens},
         }
         self.state = replace(self.state, memory=memory)
         with here.within("save"):
@@ -260,8 +276,18 @@ class Run:
         self.saver.finish()
         if self.validation is None and (error := self._write_student({})) is not None:
             raise Ended(EXIT_FAILED, f"the student is not written: {error}; make room and start again")
-        self.telemetry.say(f"{self.folder}: {self.state.step} steps in {self.state.seconds / 60:.1f} min")
+        self._sum_up()
         self.telemetry.close()
+
+    def _sum_up(self) -> None:
+        state, early = self.state, self.cut_short
+        facts: dict[str, float | str] = {"total/steps": state.step, "total/minutes": state.seconds / 60}
+        facts |= {"total/tokens": self.tokens, "ended": early or "all its steps or minutes are done"}
+        if state.best is not None and state.best_step is not None and math.isfinite(state.best):
+            facts |= {f"best/{self.selection.metric}": self.selection.score(state.best), "best/step": state.best_step}
+        self.telemetry.summarise(facts)
+        why = f"; ended early: {early}" if early else ""
+        self.telemetry.say(f"{self.folder}: {state.step} steps in {state.seconds / 60:.1f} min{why}")
 
     def _write_student(self, figures: dict[str, float]) -> str | None:
         with here.within("write student"):

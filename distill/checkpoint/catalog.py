@@ -27,7 +27,7 @@ class RunState:
     seconds: float = 0.0
     """Training time so far, evaluation and saving excluded."""
     best: float | None = None
-    """Best validation figure so far."""
+    """Best validation score so far: the figure that students are chosen by, negated where less is better."""
     best_step: int | None = None
     """The step that it was found after."""
     memory: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -93,8 +93,8 @@ def _check_stops(config: Config, tokenizer: PreTrainedTokenizerBase, report: Rep
 def _longest_sequences(config: Config) -> list[tuple[str, int, str]]:
     """For each folder of records: its setting, the longest sequence it leads to, and what to lower."""
     objective = config.objective
-    samples_valid = objective.needs_teacher and not objective.own_tokenizer
-    reads_valid = not samples_valid or isinstance(objective, DistillmSettings)
+    samples_valid = config.validation_samples
+    reads_valid = config.validation_metric == "loss" or isinstance(objective, DistillmSettings)
     sampled = {"data.train": objective.samples, "data.valid": samples_valid, "data.plain_text": False}
     recorded = {"data.train": objective.reads_responses, "data.valid": reads_valid, "data.plain_text": True}
     found = []

@@ -49,9 +49,9 @@ def _unread(config: Config) -> list[str]:
     objective = config.objective
     if objective.samples:
         return list(_ROUNDS) if isinstance(objective, DistillmSettings) else []
-    # Validation samples where there is a teacher to compare with, alone and at temperature 1.
-    validation_samples = objective.needs_teacher and not objective.own_tokenizer
-    return [name for name in type(config.rollout).model_fields if not (validation_samples and name in _OF_VALIDATION)]
+    # Validation samples alone and at temperature 1.
+    samples = config.validation_samples
+    return [name for name in type(config.rollout).model_fields if not (samples and name in _OF_VALIDATION)]
 
 
 def note_on_sampling(config: Config, report: Report) -> None:

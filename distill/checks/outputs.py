@@ -1,6 +1,7 @@
-"""Whether the run can write where it shall."""
+"""Whether the run can write what it shall, and where."""
 
 import os
+from importlib.util import find_spec
 
 from distill.checks.report import Report
 from distill.config import Config
@@ -17,3 +18,10 @@ def check_run_folder(config: Config, report: Report) -> None:
         return
     writable = os.access(nearest, os.W_OK | os.X_OK)
     report.check(writable, "run.folder", str(folder), f"{nearest} is not writable", "change its rights or name another")
+
+
+def check_dashboards(config: Config, report: Report) -> None:
+    """TensorBoard's package is there where its files are asked for; it is no requirement otherwise."""
+    there = not config.log.tensorboard or find_spec("tensorboard") is not None
+    mend = "pip install tensorboard==2.21.0, or remove it"
+    report.check(there, "log.tensorboard", config.log.tensorboard, "tensorboard is not installed", mend)

@@ -42,7 +42,9 @@ _FREE = (
 )
 
 
-def _is_free(name: str, config: Config) -> bool:
+def _is_free(name: str, config: Config, before: Config) -> bool:
+    if name == "evaluation.metric":  # the best figure so far is one of this
+        return config.validation_metric == before.validation_metric
     # What distillm adapts to is measured on these records.
     adapts = isinstance(config.objective, DistillmSettings) and name == "evaluation.prompts"
     return name.startswith(_FREE) and not adapts
@@ -53,9 +55,11 @@ def _changed_settings(config: Config) -> list[tuple[str, object, object]]:
     copy = config.run.folder / RESOLVED
     if not copy.is_file():
         return []
-    ours, theirs = (_flat(settings.model_dump(mode="json")) for settings in (config, load(copy)))
+    before = load(copy)
+    ours, theirs = (_flat(settings.model_dump(mode="json")) for settings in (config, before))
     names = [name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name)]
-    return [(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys(names) if not _is_free(name, config)]
+    bound = [name for name in dict.fromkeys(names) if not _is_free(name, config, before)]
+    return [(name, ours.get(name), theirs.get(name)) for name in bound]
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Validation during training: the figure by which the best student is kept."""
+"""Validation during training: the figures by which the best student is kept."""
+
+from collections import defaultdict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,7 +15,8 @@ from distill.topology import Topology
 
 
 class Validation:
-    """Validation loss where there is no teacher; else Rouge-L of the student's samples, and its KL to the teacher."""
+    """Rouge-L of the student's samples and their KL to the teacher, where one reads them, and validation loss: what
+    the metric and the objective need."""
 
     def __init__(
         self,
@@ -33,25 +36,38 @@ class Validation:
         alone = config.rollout.model_copy(
             update={"alpha": 0.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "teacher_cache": "device"}
         )
-        self.worker = RolloutWorker(student, teacher, alone, ends, config.run.seed, topology, keep_hidden=True)
+        keep_hidden = teacher is not None
+        self.worker = RolloutWorker(student, teacher, alone, ends, config.run.seed, topology, keep_hidden)
 
-    def run(self) -> tuple[dict[str, float], float]:
-        """`valid/…` figures, and the one to maximise. Collective."""
-        if self.teacher is None:
-            loss = self.loss()
-            return {"valid/loss": loss}, -loss
-        show = self.topology.is_writer
-        # Always the same draws (round 0), so that two validations differ by the student alone.
-        prompts = self.records.batch(self.share.indices)
-        rollouts = respond(self.worker, prompts, self.share.indices, 0, "validation", show)
+    def run(self) -> dict[str, float]:
+        """Its figures by name, `config.validation_metric` among them. Collective."""
+        figures = self._of_samples() if self.config.validation_samples else {}
+        if self.config.validation_metric == "loss":
+            figures["loss"] = self.loss()
+        return figures
+
+    def _of_samples(self) -> dict[str, float]:
+        """Means over the rounds. They have always the same draws, so that two validations differ by the student."""
+        seeds, sums = self.config.evaluation.seeds, defaultdict[str, float](float)
+        for round_index in range(seeds):
+            for name, value in self._round(round_index).items():
+                sums[name] += value
+        return {name: value / seeds for name, value in sums.items()}
+
+    def _round(self, round_index: int) -> dict[str, float]:
+        """Of one response to each prompt."""
+        prompts, show = self.records.batch(self.share.indices), self.topology.is_writer
+        rollouts = respond(self.worker, prompts, self.share.indices, round_index, "validation", show)
         references = self.records.references(self.share.indices)
         figures, _ = text_figures(rollouts, references, self.tokenizer, self.share.counted, self.topology)
-        mask = rollouts.response_mask
+        if self.teacher is None:
+            return figures
+        mask = rollouts.response_mask.clone()
+        mask[self.share.counted :] = False  # repeated to give each rank as many
         assert rollouts.student_hidden is not None
         assert rollouts.teacher_hidden is not None
         hidden = rollouts.student_hidden[mask], rollouts.teacher_hidden[mask]
-        figures |= compare(self.student, self.teacher, *hidden, ON_STUDENT_TEXT, self.topology)
-        return {f"valid/{name}": value for name, value in figures.items()}, figures["rouge_l"]
+        return figures | compare(self.student, self.teacher, *hidden, ON_STUDENT_TEXT, self.topology)
 
     def loss(self) -> float:
         """−log q per token of the recorded responses. Collective."""

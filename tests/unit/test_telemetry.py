@@ -8,22 +8,22 @@ import pytest
 import wandb
 
 from distill.config import Config
+from distill.dashboards.board import Dashboard
 from distill.telemetry import METRICS, Telemetry
 
 
 def test_a_wandb_that_is_gone_costs_no_run(good: dict, capsys: pytest.CaptureFixture[str]) -> None:
     """Who ends a launch may end its process first."""
 
-    class Gone:
-        def log(self, metrics: dict, step: int) -> None:
-            raise ConnectionResetError("Connection lost")
+    class Gone(Dashboard):
+        name = "wandb"
 
-        def alert(self, title: str, text: str, level: str) -> None:
+        def alert(self, title: str, text: str) -> None:
             raise ConnectionResetError("Connection lost")
 
     Path(good["run"]["folder"]).mkdir()
     telemetry = Telemetry(Config.model_validate(good | {"log": {"wandb": "disabled"}}), True, 0)
-    telemetry._wandb = Gone()
+    telemetry._boards = [Gone()]
     telemetry.alert("a", "b")
     for step in (1, 2):
         telemetry.log(step, {"loss/total": 1.0})
