@@ -3,17 +3,23 @@
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distill.console import positive, quiet_libraries, run_on_ranks
+from distill.console import above_0, natural, not_below_0, positive, quiet_libraries, run_on_ranks
 from distill.errors import EXIT_DOES_NOT_FIT, BadInput, Problem
+
+if TYPE_CHECKING:
+    from distill.config import ModelSettings
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run one verb; the exit code."""
     args = _parser().parse_args(arguments)
-    quiet_libraries()
+    if args.run is not _judge:  # which loads none
+        quiet_libraries()
     return run_on_ranks(lambda: args.run(args))
 
 
@@ -35,17 +41,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_cluster(plan)
     plan.set_defaults(run=_plan)
 
-    evaluate = verbs.add_parser("evaluate", help="measure models on held-out prompts against their teacher")
-    evaluate.add_argument("--teacher", required=True, help="Hugging Face folder or hub id")
-    evaluate.add_argument("--model", action="append", required=True, metavar="NAME=DIR", help="repeat for several")
-    evaluate.add_argument("--data", type=Path, required=True, help="records of `make preprocess`")
-    evaluate.add_argument("--out", type=Path, required=True, help="JSON file with figures and responses")
-    evaluate.add_argument("--seeds", type=positive, default=1, help="sampled responses a prompt")
-    evaluate.add_argument("--max-new-tokens", type=positive, default=256)
-    evaluate.add_argument("--batch", type=positive, default=32, help="rows decoded together on one rank")
-    evaluate.add_argument("--micro-batch", type=positive, default=8, help="rows scored together on one rank")
-    evaluate.add_argument("--allow-pickle", action="store_true", help="read weights that are not safetensors")
+    evaluate = verbs.add_parser("evaluate", help="measure models on the sets of a suite, beside their teacher")
+    evaluate.add_argument("--suite", type=Path, required=True, help="YAML file, as in launch/suites/")
+    evaluate.add_argument(
+        "--model", action="append", default=[], metavar="[NAME=]DIR", help="Hugging Face folder or hub id; repeat"
+    )
+    evaluate.add_argument("--out", type=Path, required=True, help="folder of responses, scores and evaluation.json")
+    evaluate.add_argument("--allow-pickle", action="store_true", help="read models that are not safetensors")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the suite")
     evaluate.set_defaults(run=_evaluate)
+
+    _add_judge(verbs.add_parser("judge", help="let another model judge the responses of an evaluation"))
 
     export = verbs.add_parser("export", help="copy a run's student out as a Hugging Face folder with a model card")
     export.add_argument("--run", dest="folder", type=Path, required=True, help="run folder")
@@ -74,6 +80,47 @@ def _add_cluster(plan: argparse.ArgumentParser) -> None:
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: ranks on processors; default: cuda"
     )
     plan.add_argument("--json", type=Path, help="write the plan here too, in bytes and seconds")
+
+
+def _add_judge(judge: argparse.ArgumentParser) -> None:
+    judge.description = (
+        "Without --pair each response is scored beside its reference. Ends with 0, with 75 where --max-cost ended it, "
+        "1 where verdicts are missing or the judge stopped answering, 2 on bad input; the same command goes on."
+    )
+    judge.add_argument("folder", metavar="DIR", type=Path, help="folder --out of `distill evaluate`")
+    judge.add_argument("--judge-url", required=True, metavar="URL", help="OpenAI-compatible, as in https://host/v1")
+    judge.add_argument("--judge-model", required=True, metavar="NAME", help="what the server calls it")
+    judge.add_argument(
+        "--pair", nargs=2, action="append", default=[], metavar=("A", "B"), help="which model responds better; repeat"
+    )
+    for name, kind, text in (
+        ("model", str, "responses of this one"),
+        ("set", str, "to this"),
+        ("seed", int, "of this"),
+    ):
+        judge.add_argument(f"--{name}", type=kind, action="append", default=[], help=f"{text}; repeat; default: all")
+    judge.add_argument(
+        "--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="environment variable of the key"
+    )
+    judge.add_argument("--judge-max-tokens", type=positive, default=512, metavar="N", help="of a reply; default: 512")
+    judge.add_argument("--judge-seed", type=int, default=0, metavar="N", help="default: 0; the temperature is 0")
+    judge.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="field of requests; null: leave it out; repeat",
+    )
+    judge.add_argument("--judge-timeout", type=above_0, default=120, metavar="S", help="seconds; default: 120")
+    judge.add_argument("--judge-max-retries", type=natural, default=5, metavar="N", help="after failures; default: 5")
+    judge.add_argument("--asks", type=positive, default=3, metavar="N", help="for a clear reply, at most; default: 3")
+    judge.add_argument("--concurrency", type=positive, default=8, metavar="N", help="requests at once; default: 8")
+    judge.add_argument("--requests-per-minute", type=above_0, metavar="N", help="retries included; default: no limit")
+    judge.add_argument("--tokens-per-minute", type=above_0, metavar="N", help="prompts and replies; default: no limit")
+    judge.add_argument("--price-in", type=not_below_0, metavar="X", help="of a million tokens of prompts")
+    judge.add_argument("--price-out", type=not_below_0, metavar="X", help="of a million tokens of replies")
+    judge.add_argument("--max-cost", type=above_0, metavar="X", help="of this command, in the prices' currency")
+    judge.set_defaults(run=_judge)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -133,12 +180,12 @@ def _plan(args: argparse.Namespace) -> int:
     return 0 if plan.fits else EXIT_DOES_NOT_FIT
 
 
-def _check_file_to_write(field: str, path: Path, makes_folder: bool = False) -> None:
+def _check_file_to_write(field: str, path: Path) -> None:
     """Before hours of work end with no place for it."""
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir():
         raise BadInput(Problem(field, str(path), "is a folder", "give the path of a file"))
-    if not nearest.is_dir() or not (makes_folder or nearest == path.absolute().parent):
+    if not nearest.is_dir() or nearest != path.absolute().parent:
         raise BadInput(Problem(field, str(path), "its folder does not exist", "make it first"))
 
 
@@ -155,28 +202,53 @@ def _examine(config: object, world_size: int | None) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from distill.config import RolloutSettings, model_at
     from distill.evaluation.runner import evaluate
-    from distill.evaluation.table import terminal_table
+    from distill.evaluation.subjects import TEACHER
+    from distill.evaluation.suite import load_suite
+    from distill.evaluation.table import terminal_tables
     from distill.models.downloads import bring
     from distill.rollcall import assemble
 
-    _check_file_to_write("--out", args.out, makes_folder=True)
+    if args.out.exists() and not args.out.is_dir():
+        raise BadInput(Problem("--out", str(args.out), "is a file", "give the path of a folder"))
+    suite = load_suite(args.suite, args.overrides)
+    models = _models(args.model, args.allow_pickle)
+    if suite.teacher and TEACHER in models:
+        raise BadInput(Problem("--model", TEACHER, "is what the suite's teacher is called", "give it another name"))
+    if not (models or suite.teacher):
+        raise BadInput(Problem("--model", None, "there is no model to measure", "e.g. --model student=runs/x/student"))
+    roll = assemble()  # to the end: other ranks read from rank 0's store when it has gone on
+    wanted = {"teacher.path": suite.teacher} if suite.teacher else {}
+    bring(wanted | {f"--model {name}": model for name, model in models.items()}, roll)
+    content = evaluate(suite, models, args.out)
+    if content:
+        print(terminal_tables(content))
+
+
+def _judge(args: argparse.Namespace) -> None:
+    from distill.evaluation.judge.command import judge
+
+    judge(args)
+
+
+def _models(given: list[str], allow_pickle: bool) -> "dict[str, ModelSettings]":
+    """By name; one without a name has its folder's, and that of a run for its student."""
+    from distill.config import model_at
+
     models = {}
-    for item in args.model:
+    for item in given:
         name, equals, path = item.partition("=")
-        if not (equals and name and path):
-            raise BadInput(Problem("--model", item, "not of the form NAME=DIR", "e.g. --model student=runs/x/student"))
+        if not equals:
+            path = item
+            parts = Path(path).parts
+            name = parts[-2] if len(parts) > 1 and parts[-1] == "student" else parts[-1] if parts else ""
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or not path:
+            mend = "e.g. --model student=runs/x/student"
+            raise BadInput(Problem("--model", item, "needs a name of letters, digits, '_', '-' and '.'", mend))
         if name in models:
             raise BadInput(Problem("--model", item, f"another one is called {name!r}", "give each a name of its own"))
-        models[name] = model_at(path, "--model", args.allow_pickle)
-    teacher = model_at(args.teacher, "--teacher", args.allow_pickle)
-    roll = assemble()  # to the end: other ranks read from rank 0's store when it has gone on
-    bring({"--teacher": teacher} | {f"--model {name}": model for name, model in models.items()}, roll)
-    settings = RolloutSettings(alpha=0, max_new_tokens=args.max_new_tokens, batch=args.batch)
-    report = evaluate(teacher, models, args.data, args.out, settings, args.seeds, args.micro_batch)
-    if os.environ["RANK"] == "0":
-        print(terminal_table(report))
+        models[name] = model_at(path, "--model", allow_pickle)
+    return models
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from distill.data.batches import TokenBatch
 from distill.engine import Engine
 from distill.objectives.chunked import HiddenLogits, chunks
-from distill.objectives.divergences import LogProbs, forward_kl, log_probabilities, reverse_kl
+from distill.objectives.divergences import LogProbs, log_probabilities, reverse_kl
 from distill.objectives.supervised import plain_text_loss
 from distill.topology import Topology
 from distill.whereabouts import here
@@ -21,15 +21,8 @@ Measure = Callable[[LogProbs, LogProbs], Float[Tensor, " n"]]
 """A figure of each token, from the student's and the teacher's log-probabilities."""
 
 
-def top1_agreement(student: LogProbs, teacher: LogProbs) -> Float[Tensor, " n"]:
-    """1 where both models' likeliest tokens are the same, else 0."""
-    return (student.argmax(-1) == teacher.argmax(-1)).float()
-
-
 ON_STUDENT_TEXT: Mapping[str, Measure] = {"reverse_kl": reverse_kl}
 """What a student's own samples tell: KL(q‖p), in nats."""
-ON_TEACHER_TEXT: Mapping[str, Measure] = {"forward_kl": forward_kl, "top1_agreement": top1_agreement}
-"""What the teacher's samples tell: KL(p‖q), in nats, and how often the likeliest token is the same."""
 
 
 @torch.no_grad()
@@ -57,20 +50,6 @@ def compare(
             sums += torch.stack([*figures, figures[0].new_tensor(len(log_q))])
     *totals, tokens = topology.sum_over_replicas(sums).tolist()
     return {name: total / tokens for name, total in zip(measures, totals, strict=True)}
-
-
-@torch.no_grad()
-def final_hidden(model: Engine, batch: TokenBatch, micro_batch: int, topology: Topology) -> Float[Tensor, "n hidden"]:
-    """Final hidden states that predict this rank's response tokens, rows in order. Collective."""
-    parts = []
-    # Whole, as in a rollout: gathering it layer by layer for each micro-batch takes longer than reading.
-    with model.whole() as module:
-        for rows in _progress(batch, micro_batch, topology):
-            here.tick()
-            rows = rows.to(topology.device)
-            states = module.base_model(**rows.model_inputs(), use_cache=False).last_hidden_state
-            parts.append(states[:, rows.prompt_ids.shape[1] - 1 : -1][rows.response_mask])
-    return torch.cat(parts)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import ModelSettings
@@ -48,6 +49,8 @@ def common_vocabulary(models: Sequence[ModelSettings]) -> Vocabulary:
     return Vocabulary(tokenizer, shared_vocabulary(tokenizer, *configs), ends)
 
 
-def load_frozen(model: ModelSettings, vocabulary: Vocabulary, topology: Topology) -> Engine:
-    """A model that is only read. Collective."""
-    return Engine(model, _SHARDED, resolve_dtype("auto"), topology, vocabulary.size)
+def load_frozen(
+    model: ModelSettings, vocabulary: Vocabulary, topology: Topology, dtype: torch.dtype | None = None
+) -> Engine:
+    """A model that is only read; by default in what the hardware computes in. Collective."""
+    return Engine(model, _SHARDED, dtype or resolve_dtype("auto"), topology, vocabulary.size)

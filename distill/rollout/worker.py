@@ -1,7 +1,7 @@
 """Prompts → `Rollouts`: gather both models once, decode in batches of like length, hand back in the caller's order."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,9 @@ from distill.rollout.ends import Ends
 from distill.rollout.gathering import Choice, Gatherable, choose, on_this_rank, over_ranks
 from distill.rollout.sampling import coins, token_uniforms
 from distill.topology import Topology
+
+Sample = Callable[[TokenBatch, Int[Tensor, " batch"], int], Rollouts]
+"""Prompts [B, P], each row's number within the round, which seeds its draws, and the round → one response a prompt."""
 
 
 class RolloutWorker:
@@ -44,7 +47,6 @@ class RolloutWorker:
         self.ends = ends
         self.choice: Choice | None = None
 
-    @torch.no_grad()
     def collect(
         self,
         prompts: TokenBatch,
@@ -65,26 +67,9 @@ class RolloutWorker:
         order = prompts.prompt_lengths.argsort(stable=True)
         kept = torch.ones(len(prompts), dtype=torch.bool) if kept is None else kept
         parts: list[Rollouts] = []
-        self.student.train(False)
-        with ExitStack() as stack:
-            choice = self.choose_gathering()
-            student = self._open(self.student, choice.once, stack)
-            teacher = self._open(self.teacher, choice.once, stack) if self.teacher else None
+        with self.opened() as sample:
             for index in order.split(self.settings.batch):
-                chance = self._randomness(row_ids[index], round_index)
-                rows = prompts.rows(index).to(self.device)
-                rollouts, _ = decode(
-                    student,
-                    teacher,
-                    rows,
-                    chance,
-                    self.settings,
-                    self.ends,
-                    self.student.vocab,
-                    self.topology.agree_in_replica,
-                    self.keep_hidden,
-                    on_this_rank if choice.once else over_ranks(self.topology),
-                )
+                rollouts = sample(prompts.rows(index), row_ids[index], round_index)
                 progress(len(index))
                 mine = kept[index].nonzero().squeeze(1)
                 if len(mine) == 0:
@@ -96,6 +81,35 @@ class RolloutWorker:
                     rollouts = replace(rollouts, teacher_hidden=rollouts.teacher_hidden.cpu())
                 parts.append(rollouts)
         return self.place(concatenate(parts).rows(order[kept[order]].argsort()))
+
+    @contextmanager
+    def opened(self) -> Iterator[Sample]:
+        """Both models ready to sample, one batch of rows after the other. Collective.
+
+        Where layers are fetched one by one so is every call: all ranks must make as many.
+        """
+        self.student.train(False)
+        with ExitStack() as stack, torch.no_grad():
+            choice = self.choose_gathering()
+            student = self._open(self.student, choice.once, stack)
+            teacher = self._open(self.teacher, choice.once, stack) if self.teacher else None
+
+            def sample(prompts: TokenBatch, row_ids: Int[Tensor, " batch"], round_index: int) -> Rollouts:
+                rollouts, _ = decode(
+                    student,
+                    teacher,
+                    prompts.to(self.device),
+                    self._randomness(row_ids, round_index),
+                    self.settings,
+                    self.ends,
+                    self.student.vocab,
+                    self.topology.agree_in_replica,
+                    self.keep_hidden,
+                    on_this_rank if choice.once else over_ranks(self.topology),
+                )
+                return rollouts
+
+            yield sample
 
     def place(self, batch: B) -> B:
         """On the device, but for the teacher's hidden states where `rollout.teacher_cache` wants them on the host."""

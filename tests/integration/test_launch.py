@@ -197,20 +197,3 @@ def test_teacher_writes_responses(launch: Callable, models_dir: Path, tmp_path: 
     assert outputs("two", "p") == outputs("one", "p"), "the number of ranks does not matter"
     assert outputs("two", "q") == outputs("one", "q")
     assert outputs("two", "p") != outputs("sampled", "p")
-
-
-def test_evaluate_measures_the_teacher_as_itself(
-    launch: Callable, models_dir: Path, records_dir: Path, tmp_path: Path
-) -> None:
-    teacher, student = str(models_dir / "teacher"), str(models_dir / "student")
-    out = tmp_path / "evaluation.json"
-    command = ["evaluate", "--teacher", teacher, "--model", f"self={teacher}", "--model", f"student={student}"]
-    command += ["--data", str(records_dir / "valid"), "--out", str(out), "--max-new-tokens", "8", "--seeds", "2"]
-    done = launch("--no_local_rank", "--module", "distill", *command)
-    content = json.loads(out.read_text())
-    self_figures, student_figures = content["figures"]["self"], content["figures"]["student"]
-    assert self_figures["reverse_kl"] == pytest.approx(0, abs=1e-6)
-    assert self_figures["top1_agreement"] == 1
-    assert student_figures["reverse_kl"] > 0.01
-    assert len(content["samples"]) == 8
-    assert "KL(q‖p)" in done.stdout

@@ -14,7 +14,7 @@ from data_prep.teacher_responses import read_files
 from distill import cli
 from distill.errors import EXIT_BAD_INPUT, BadInput
 from distill.launching import __main__ as launching
-from tools import import_gguf, inspect_rollouts, report, shrink_model
+from tools import dashboard, import_gguf, inspect_rollouts, report, shrink_model
 
 COMMANDS: dict[str, Callable[[], int]] = {
     "distill": cli.main,
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[[], int]] = {
     "import_gguf": import_gguf.main,
     "shrink_model": shrink_model.main,
     "inspect_rollouts": inspect_rollouts.main,
+    "dashboard": dashboard.main,
 }
 
 

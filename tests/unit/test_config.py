@@ -9,12 +9,15 @@ import yaml
 from distill.config import Config, dump, load
 from distill.deepspeed_settings import fill_auto, read_deepspeed_json, resolve_dtype
 from distill.errors import BadInput
+from distill.evaluation.suite import load_suite
 from distill.objective_settings import KdSettings, MiniLLMSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(ROOT.glob("launch/recipes/*.yaml"))
+RECIPES = sorted(ROOT.glob("launch/recipes/**/*.yaml"))
+SUITES = sorted(ROOT.glob("launch/suites/*.yaml"))
 DS_CONFIGS = sorted(ROOT.glob("ds_configs/*.json"))
 assert RECIPES
+assert SUITES
 assert DS_CONFIGS
 
 MINIMAL = {
@@ -127,6 +130,11 @@ def test_a_knob_given_alone_beats_its_preset() -> None:
 def test_every_recipe_loads_and_begins_with_its_command(path: Path) -> None:
     assert isinstance(load(path), Config)
     assert f"--config {path.relative_to(ROOT)}" in path.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.name)
+def test_every_suite_loads(path: Path) -> None:
+    assert load_suite(path).teacher is not None
 
 
 @pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.name)

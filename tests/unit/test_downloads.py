@@ -112,7 +112,10 @@ def test_every_command_brings_its_models(command: str, hub: list, tmp_path: Path
     prompts.write_text("")
     arguments = ["--teacher", HUB_ID, "--data", str(prompts), "--out", str(tmp_path / "out")]
     if command == "evaluate":
-        assert main(["evaluate", "--model", "cut=no/such", *arguments]) == 2
+        suite = tmp_path / "suite.yaml"
+        suite.write_text(f"teacher: {{path: {HUB_ID}}}\nsets: {{s: {prompts}}}\n")
+        out = str(tmp_path / "out")
+        assert main(["evaluate", "--suite", str(suite), "--model", "cut=no/such", "--out", out]) == 2
         assert hub == [(HUB_ID, False), ("no/such", False)]
     else:
         monkeypatch.setattr(sys, "argv", ["teacher_responses", *arguments])

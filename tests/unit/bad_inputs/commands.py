@@ -41,9 +41,15 @@ def _results(place: Place) -> list[str]:
 
 
 def _report(place: Place, evaluation: str, *flags: str) -> list[str]:
-    run, path = _with_student(place), place.file("evaluation.json", evaluation)
-    out = flags or ("--out", str(place.work / "report.html"))
-    return ["report", str(run), "--evaluation", str(path), *out]
+    """On a run, with an evaluation of that content."""
+    run, path = _with_student(place), place.file("judged/evaluation.json", evaluation)
+    out = ("--out", str(place.work / "report.html"))
+    return ["report", str(run), "--evaluation", str(path.parent), *out, *flags]
+
+
+def _report_on(place: Place, records: str) -> list[str]:
+    run = place.file("run/metrics.jsonl", records).parent
+    return ["report", str(run), "--out", str(place.work / "report.html")]
 
 
 def _shrink(place: Place, layers: str) -> list[str]:
@@ -56,11 +62,23 @@ def _shrink_pickles(place: Place) -> list[str]:
     return ["shrink_model", str(folder), str(place.work / "out"), "--layers", "2"]
 
 
+def _dashboard(name: str, expected: str, content: str, *flags: str) -> Case:
+    def command(place: Place) -> list[str]:
+        path = place.file("board.yaml", content)
+        words = [word.replace("WORK", str(place.work)) for word in flags]
+        return ["dashboard", "--entity", "me", "--project", "mine", "--spec", str(path), "--dry-run", *words]
+
+    return Case(name, expected, command)
+
+
+_PANELS = "name: x\nsections: {Loss: [{title: Loss, line: [loss/total]}]}\n"
+
+
 def _plan(*flags: str) -> list[str]:
     return ["distill", "plan", *flags]
 
 
-_EVALUATE = ("distill", "evaluate", "--teacher", "t", "--data", "d")
+_BOARD = ("dashboard", "--entity", "me", "--project", "mine")
 COMMANDS = [
     _says("no verb", "the following arguments are required: VERB", "distill"),
     _says("an unknown verb", "invalid choice: 'trian'", "distill", "trian"),
@@ -74,37 +92,6 @@ COMMANDS = [
         "argument --ranks: invalid positive value: 'many'",
         lambda p: [*p.doctor(), "--ranks", "many"],
     ),
-    _says(
-        "a model without a name",
-        "--model = 'runs/x': not of the form NAME=DIR",
-        *_EVALUATE,
-        "--model",
-        "runs/x",
-        "--out",
-        "o",
-    ),
-    _says("a model without a folder", "--model = 'a=': not of the form", *_EVALUATE, "--model", "a=", "--out", "o"),
-    _says(
-        "two models of one name",
-        "--model = 'a=y': another one is called 'a'",
-        *_EVALUATE,
-        "--model",
-        "a=x",
-        "--model",
-        "a=y",
-        "--out",
-        "o",
-    ),
-    _says(
-        "an address as a model",
-        "--model = 'https://***@h/m': is an address",
-        *_EVALUATE,
-        "--model",
-        "a=https://u:p@h/m",
-        "--out",
-        "o",
-    ),
-    _says("a folder as an evaluation", "--out = 'GIVEN': is a folder", *_EVALUATE, "--model", "a=x", "--out", "GIVEN"),
     _says(
         "no run", "--run = '/nowhere': has no finished student", "distill", "export", "--run", "/nowhere", "--out", "o"
     ),
@@ -135,19 +122,44 @@ COMMANDS = [
     ),
     _says("a report on no run", "RUN = '/nowhere': no metrics.jsonl in it", "report", "/nowhere", "--out", "x.html"),
     Case(
+        "a report on a run before its first step",
+        "RUN = 'GIVEN/run': its metrics.jsonl holds no record; wait for the run's first step",
+        lambda p: _report_on(p, '{"step": 1, "lo'),
+    ),
+    Case(
+        "a report on one run twice",
+        "RUN = 'GIVEN/run': is given twice",
+        lambda p: ["report", *[str(_report_on(p, '{"step": 1}\n')[1])] * 2, "--out", "x.html"],
+    ),
+    Case(
         "half an evaluation",
-        "--evaluation = 'GIVEN/evaluation.json': is no evaluation",
+        "--evaluation = 'GIVEN/judged/evaluation.json': is no evaluation",
         lambda p: _report(p, '{"figures":'),
     ),
     Case(
         "another evaluation",
-        "is no evaluation; give what `distill evaluate --out`",
-        lambda p: _report(p, json.dumps({"figures": 3})),
+        "is no evaluation (at suite); give what `distill evaluate --out`",
+        lambda p: _report(p, json.dumps({"figures": {}})),
+    ),
+    Case(
+        "an evaluation's file",
+        "--evaluation = 'GIVEN/judged.json': is a file; give the folder of `distill evaluate --out`",
+        lambda p: [*_report_on(p, '{"step": 1}\n'), "--evaluation", str(p.file("judged.json", "{}"))],
+    ),
+    Case(
+        "a report on no evaluation",
+        "--evaluation = '/nowhere': no such folder; run `distill evaluate` first",
+        lambda p: [*_report_on(p, '{"step": 1}\n'), "--evaluation", "/nowhere"],
     ),
     Case(
         "a report without a place",
         "--out = '/nowhere/r.html': its folder does not exist",
         lambda p: _report(p, "{}", "--out", "/nowhere/r.html"),
+    ),
+    Case(
+        "figures into a file",
+        "--png = 'GIVEN/taken': is a file; give a folder",
+        lambda p: _report(p, "{}", "--png", str(p.file("taken", ""))),
     ),
     _says("no GGUF file", "FILE = '/no.gguf': no such file", "import_gguf", "/no.gguf", "out"),
     Case(
@@ -168,4 +180,19 @@ COMMANDS = [
         _shrink_pickles,
     ),
     _says("no run to look into", "RUN = '/nowhere': no checkpoint there", "inspect_rollouts", "/nowhere"),
+    _says("no such dashboard", "--spec = 'x.yaml': no such file", *_BOARD, "--spec", "x.yaml"),
+    _dashboard("a dashboard of nothing", "sections = None: missing; add it", "name: x\n"),
+    _dashboard(
+        "a dashboard without sections", "sections = {}: dictionary should have at least 1", "{name: x, sections: {}}"
+    ),
+    _dashboard("a misspelt panel", "unknown key; did you mean 'line'?", _PANELS.replace("line:", "lines:")),
+    _dashboard(
+        "a panel of two kinds",
+        "needs one of line, scalar and table",
+        _PANELS.replace("title: Loss", "title: a, scalar: b"),
+    ),
+    _dashboard("a panel of no kind", "panel 'Loss' needs one of line", _PANELS.replace(", line: [loss/total]", "")),
+    _dashboard("an axis of a table", "is no line plot", _PANELS.replace("line: [loss/total]", "table: a, x: b")),
+    _dashboard("a dashboard into a folder", "--json = 'WORK': is a folder", _PANELS, "--json", "WORK"),
+    _dashboard("a dashboard into nowhere", "its folder does not exist", _PANELS, "--json", "WORK/a/b.json"),
 ]

@@ -91,6 +91,18 @@ CONFIGS = [
     _override("off for a mode", "log.wandb = False: is no switch", "log.wandb=off"),
     _override("a word for a switch", "student.trust_remote_code = 'maybe'", "student.trust_remote_code=maybe"),
     _override("a negative size", "optim.batch_size = -8: input should be greater than 0", "optim.batch_size=-8"),
+    _override("no metric", "evaluation.metric = 'bleu': input should be 'auto', 'loss'", "evaluation.metric=bleu"),
+    _override(
+        "no patience to have", "evaluation.patience = 2: the run is validated at its end", "evaluation.patience=2"
+    ),
+    _override("half a validation", "evaluation.patience = 0.5: input should be a valid int", "evaluation.patience=0.5"),
+    _override("no response", "evaluation.seeds = 0: input should be greater than 0", "evaluation.seeds=0"),
+    _override(
+        "a wish without patience",
+        "evaluation.min_improvement = 1.0: only evaluation.patience reads it",
+        "evaluation.min_improvement=1",
+    ),
+    _override("a folder for TensorBoard", "log.tensorboard = 'runs/x'", "log.tensorboard=runs/x"),
     _override("a fraction of a step", "optim.steps = 2.5: input should be a valid integer", "optim.steps=2.5"),
     _override("a word for a number", "optim.lr = 'fast': input should be a valid number", "optim.lr=fast"),
     _override(
