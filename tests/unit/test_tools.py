@@ -1,4 +1,4 @@
-"""Model surgery, stages, report, model card, table and config reference."""
+"""Model surgery, stages, model card, table and config reference."""
 
 import json
 import sys
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_llama
+from reports import evaluation, figures
 
 from distill.config import Config
 from distill.errors import BadInput
-from distill.evaluation.table import markdown_table, terminal_table
+from distill.evaluation.table import markdown_table, terminal_tables
 from distill.evaluation.text import repetition, rouge_l
 from distill.model_card import model_card
-from tools.config_reference import with_reference
-from tools.report import page
+from tools.config_reference import with_references
 from tools.shrink_model import evenly_spaced, shrink
 from tools.stages import Ledger, Stage, StageFailed
 
@@ -79,6 +79,31 @@ def test_a_stage_sees_that_its_inputs_changed(tmp_path: Path) -> None:
     assert stage().key != before
 
 
+def test_a_stage_begun_anew_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """It ends at its third start; what each has written is there for the next."""
+
+    def stage(text: str) -> Stage:
+        script = f"""
+import pathlib
+path = pathlib.Path({str(tmp_path / "out")!r})
+done = path.read_text() if path.exists() else ""
+path.write_text(done + {text!r})
+raise SystemExit(len(done) < 2)
+"""
+        return Stage("x", [[sys.executable, "-c", script]], [tmp_path / "out"])
+
+    (tmp_path / "out").write_text("old")
+    Ledger(tmp_path / "stages.json").run(stage("a"))
+    for _ in range(2):
+        with pytest.raises(StageFailed):
+            Ledger(tmp_path / "stages.json").run(stage("b"))
+    Ledger(tmp_path / "stages.json").run(stage("b"))
+    assert (tmp_path / "out").read_text() == "bbb"
+    with pytest.raises(StageFailed):
+        Ledger(tmp_path / "stages.json").run(stage("c"))
+    assert (tmp_path / "out").read_text() == "c"
+
+
 def test_failed_stage_gives_its_exit_code_and_is_not_recorded(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "stages.json")
     with pytest.raises(StageFailed) as caught:
@@ -87,32 +112,58 @@ def test_failed_stage_gives_its_exit_code_and_is_not_recorded(tmp_path: Path) ->
     assert "x" not in ledger.finished
 
 
-FIGURES = {
-    name: dict.fromkeys(("rouge_l", "reverse_kl", "forward_kl", "mean_length", "repetition", "top1_agreement"), value)
-    for name, value in (("sft", 1.5), ("minillm", 2.5))
-}
+def test_stages_run_together_each_with_its_share_and_its_log(tmp_path: Path) -> None:
+    """Each waits for the other, so one at a time would never end."""
+
+    def stage(name: str, other: str) -> Stage:
+        script = f"""
+import os, pathlib, time
+folder = pathlib.Path({str(tmp_path)!r})
+(folder / {name!r}).write_text(os.environ["OMP_NUM_THREADS"])
+while not (folder / {other!r}).exists():
+    time.sleep(0.01)
+print("I am " + {name!r})
+"""
+        return Stage(name, [[sys.executable, "-c", script]], [tmp_path / name])
+
+    ledger = Ledger(tmp_path / "stages.json")
+    ledger.run_together([stage("a", "b"), stage("b", "a")], jobs=2)
+    assert set(json.loads((tmp_path / "stages.json").read_text())) == {"a", "b"}
+    assert (tmp_path / "logs/a.log").read_text() == "I am a\n"
+    # One made anew leaves what stands beside it, and not what came of it.
+    ledger.run(Stage("c", [[sys.executable, "-c", "pass"]], []))
+    (tmp_path / "a").unlink()
+    ledger.run_together([stage("a", "b"), stage("b", "a")], jobs=2)
+    assert {name: stage["stale"] for name, stage in ledger.finished.items()} == {"a": False, "b": False, "c": True}
+
+
+def test_of_stages_together_the_one_that_fails_is_named(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "stages.json")
+    stages = [Stage(str(code), [[sys.executable, "-c", f"raise SystemExit({code})"]], []) for code in (0, 3)]
+    with pytest.raises(StageFailed, match="stage '3'"):
+        ledger.run_together(stages, jobs=2)
+    assert "3" not in ledger.finished
+    assert "0" in ledger.finished
 
 
 def test_tables_hold_every_figure() -> None:
-    assert terminal_table(FIGURES).count("1.500") == 6
-    assert markdown_table(FIGURES).splitlines()[3].startswith("| minillm | 2.500 |")
-
-
-def test_report_is_one_file_without_network(tmp_path: Path) -> None:
-    run = tmp_path / "my-run"
-    run.mkdir()
-    lines = [json.dumps({"step": step, "loss/total": 1 / step, "valid/loss": 2.0}) for step in (1, 2, 3)]
-    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    sample = {"prompt": "<script>alert(1)</script>", "reference": "yes", "sft": "no & no", "minillm": "oui"}
-    evaluation = {"figures": FIGURES, "seeds": 2, "samples": [sample]}
-    text = page({"my-run": run}, evaluation)
-    assert text.count("<svg") == 2
-    assert "&lt;script&gt;" in text
-    assert "<script" not in text
-    assert "src=" not in text
-    assert "no &amp; no" in text
-    with pytest.raises(BadInput, match=r"no metrics\.jsonl in it"):
-        page({"x": tmp_path}, None)
+    measured = evaluation(figures(sft=(1.5, 2.5), minillm=(3.5, 4.5)))
+    lines = terminal_tables(measured).splitlines()
+    assert lines[0] == "held-out"
+    assert lines[-1].split() == [
+        "minillm",
+        "3.5",
+        "[3.0,",
+        "4.0]",
+        "4.500",
+        "[4.450,",
+        "4.550]",
+        "20.0",
+        "[19.5,",
+        "20.5]",
+    ]
+    expected = "| sft | 1.5 [1.0, 2.0] | 2.500 [2.450, 2.550] | 20.0 [19.5, 20.5] |"
+    assert markdown_table(measured, "held-out").splitlines()[2] == expected
 
 
 def test_model_card_says_what_made_the_model() -> None:
@@ -144,4 +195,4 @@ def test_rouge_l_takes_the_best_reference_and_stems() -> None:
 
 def test_readme_holds_the_current_config_reference(root: Path) -> None:
     text = (root / "README.md").read_text()
-    assert with_reference(text) == text, "run `make docs`"
+    assert with_references(text) == text, "run `make docs`"

