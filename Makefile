@@ -46,8 +46,8 @@ preprocess: env  ## tokenise DATA= into OUT= with TOKENIZER= (TEMPLATE= KIND= MA
 	  --kind "$$KIND" --template "$$TEMPLATE" --max-prompt "$$MAX_PROMPT" --max-length "$$MAX_LENGTH" \
 	  --on-bad "$$ON_BAD" $${WORKERS:+--workers "$$WORKERS"}
 
-test: env  ## run all tests
-	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -q
+test: env  ## run all tests, two files at a time
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-multinode: env  ## two hosts made of network namespaces, over pdsh and OpenMPI (root on Linux; else skipped)
 	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/multinode

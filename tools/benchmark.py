@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_prep.templates import TEMPLATES
 from distill.console import positive, quiet_libraries
+from distill.data.templates import TEMPLATES
 from tools.benchmarks import loss, preprocess, rollout, scale, step
 
 
