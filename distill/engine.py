@@ -13,7 +13,6 @@ import deepspeed
 import torch
 from deepspeed.module_inject.layers import ColumnParallel, VocabParallelEmbedding
 from deepspeed.runtime.utils import clip_grad_norm_
-from deepspeed.runtime.zero import parameter_offload
 from deepspeed.utils import groups
 from jaxtyping import Float
 from torch import Tensor
@@ -100,11 +99,6 @@ class Engine:
             # In fp32 ZeRO 1 and 2 look at the norm alone, which is not of all ranks of a replica: see `_nan_of_any`.
             engine.optimizer.check_grad_overflow = True
         return engine
-
-    def close(self) -> None:
-        """Let the model go, once nothing else holds the engine: DeepSpeed never forgets a module under ZeRO-3."""
-        modules = parameter_offload.FWD_MODULE_STACK
-        modules[:] = [module for module in modules if module is not self.module]
 
     @property
     def module(self) -> PreTrainedModel:

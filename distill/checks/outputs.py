@@ -23,5 +23,5 @@ def check_run_folder(config: Config, report: Report) -> None:
 def check_dashboards(config: Config, report: Report) -> None:
     """TensorBoard's package is there where its files are asked for; it is no requirement otherwise."""
     there = not config.log.tensorboard or find_spec("tensorboard") is not None
-    mend = "pip install tensorboard==2.21.0, or remove it"
+    mend = "pip install tensorboard, or remove it"
     report.check(there, "log.tensorboard", config.log.tensorboard, "tensorboard is not installed", mend)

@@ -1,6 +1,5 @@
 """How close the student's next-token distributions are to the teacher's, on given text."""
 
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -12,33 +11,25 @@ from tqdm import tqdm
 from distill.data.batches import TokenBatch
 from distill.engine import Engine
 from distill.objectives.chunked import HiddenLogits, chunks
-from distill.objectives.divergences import LogProbs, log_probabilities, reverse_kl
+from distill.objectives.divergences import log_probabilities, reverse_kl
 from distill.objectives.supervised import plain_text_loss
 from distill.topology import Topology
 from distill.whereabouts import here
 
-Measure = Callable[[LogProbs, LogProbs], Float[Tensor, " n"]]
-"""A figure of each token, from the student's and the teacher's log-probabilities."""
-
-
-ON_STUDENT_TEXT: Mapping[str, Measure] = {"reverse_kl": reverse_kl}
-"""What a student's own samples tell: KL(q‖p), in nats."""
-
 
 @torch.no_grad()
-def compare(
+def mean_reverse_kl(
     student: Engine,
     teacher: Engine,
     student_hidden: Float[Tensor, "n hidden"],
     teacher_hidden: Float[Tensor, "n teacher_hidden"],
-    measures: Mapping[str, Measure],
     topology: Topology,
-) -> dict[str, float]:
-    """Per-token means over all ranks' tokens, from both models' final hidden states at the same tokens. Collective.
+) -> float:
+    """KL(q‖p) in nats per token of all ranks, from both models' final hidden states at the same tokens. Collective.
 
     A rank may bring any number of tokens.
     """
-    sums = torch.zeros(len(measures) + 1, dtype=torch.float64, device=topology.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=topology.device)
     with ExitStack() as stack:
         for engine in dict.fromkeys((student, teacher)):  # once, where a model is compared with itself
             stack.enter_context(engine.head_gathered())
@@ -46,10 +37,10 @@ def compare(
         for tokens in chunks(len(student_hidden), topology.device):
             here.tick()
             log_q, log_p = (log_probabilities(of(tokens)) for of in logits)
-            figures = [measure(log_q, log_p).sum() for measure in measures.values()]
-            sums += torch.stack([*figures, figures[0].new_tensor(len(log_q))])
-    *totals, tokens = topology.sum_over_replicas(sums).tolist()
-    return {name: total / tokens for name, total in zip(measures, totals, strict=True)}
+            total = reverse_kl(log_q, log_p).sum()
+            sums += torch.stack([total, total.new_tensor(len(log_q))])
+    total, tokens = topology.sum_over_replicas(sums).tolist()
+    return total / tokens
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from deepspeed.runtime.zero import parameter_offload
 from transformers import PreTrainedTokenizerBase
 
 from distill.config import ModelSettings
@@ -54,3 +55,9 @@ def load_frozen(
 ) -> Engine:
     """A model that is only read; by default in what the hardware computes in. Collective."""
     return Engine(model, _SHARDED, dtype or resolve_dtype("auto"), topology, vocabulary.size)
+
+
+def let_go(engine: Engine) -> None:
+    """Its memory is free as soon as nobody else holds the engine: DeepSpeed never forgets a module under ZeRO-3."""
+    modules = parameter_offload.FWD_MODULE_STACK
+    modules[:] = [module for module in modules if module is not engine.module]

@@ -11,7 +11,7 @@ import torch
 
 from distill.engine import Engine
 from distill.evaluation.answers import Answer, AnswerFile, answer
-from distill.evaluation.frozen import load_frozen
+from distill.evaluation.frozen import let_go, load_frozen
 from distill.evaluation.prompt_sets import PromptSet
 from distill.evaluation.reading import ALONE, TO_TEACHER, Row, Values, read
 from distill.evaluation.scores import Scores, Tokens
@@ -53,7 +53,7 @@ class Measurement:
             self._keep(name, lambda name=name, rows=text.rows: self._read_alone(name, rows))  # type: ignore[misc]
         engine = None if self.subject.is_teacher else self.__dict__.pop("engine", None)
         if engine is not None:
-            engine.close()
+            let_go(engine)
             del engine
             gc.collect()  # the next model takes its place in memory
 

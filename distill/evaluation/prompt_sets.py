@@ -28,11 +28,6 @@ class PromptSet:
     """For each prompt; of a set without any, empty lists."""
 
     @property
-    def has_references(self) -> bool:
-        """Whether there is something to compare responses with."""
-        return bool(self.references[0])
-
-    @property
     def questions(self) -> list[Question]:
         """As people read them."""
         return [Question(*row) for row in zip(self.prompts, self.references, strict=True)]

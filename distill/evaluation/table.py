@@ -59,5 +59,10 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
 
 def markdown_table(evaluation: Evaluation, name: str) -> str:
     """One set's for a README."""
-    header, *body = rows(evaluation, name)
+    return markdown(rows(evaluation, name))
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """Header and rows, with the rule that Markdown wants."""
+    header, *body = table
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body])

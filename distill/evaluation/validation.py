@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.config import Config
 from distill.data.loading import InstructionRecords
 from distill.engine import Engine
-from distill.evaluation.fidelity import ON_STUDENT_TEXT, compare, mean_cross_entropy
+from distill.evaluation.fidelity import mean_cross_entropy, mean_reverse_kl
 from distill.evaluation.generation import respond, share, text_figures
 from distill.rollout.ends import Ends
 from distill.rollout.worker import RolloutWorker
@@ -67,7 +67,7 @@ class Validation:
         assert rollouts.student_hidden is not None
         assert rollouts.teacher_hidden is not None
         hidden = rollouts.student_hidden[mask], rollouts.teacher_hidden[mask]
-        return figures | compare(self.student, self.teacher, *hidden, ON_STUDENT_TEXT, self.topology)
+        return figures | {"reverse_kl": mean_reverse_kl(self.student, self.teacher, *hidden, self.topology)}
 
     def loss(self) -> float:
         """−log q per token of the recorded responses. Collective."""

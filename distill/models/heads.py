@@ -110,13 +110,15 @@ def check_head(
     """Compare `project_own` with the model's own forward of a few tokens. Collective where the weights are sharded.
 
     Raises:
-        BadInput: the logits differ; `path` is the model's.
+        BadInput: the logits differ, or are not numbers; `path` is the model's.
     """
     ids = torch.arange(_PROBE_TOKENS, device=topology.device).remainder(vocab)
     states, own = _quiet_and_loud(model, ids)
     with head_gathered:
         ours = project_own(model, states, vocab).float()
     own = own[..., : ours.shape[-1]].float()
+    if topology.max_over_ranks(float(own[0].isnan().any())):
+        raise BadInput(Problem("model", path, "its logits are not numbers", "look for NaN in the weights"))
     errors = [float((z - u).norm() / z.norm()) for z, u in zip(own, ours, strict=True)]
     # Ranks that share the head look at different ids: all must come to the same verdict. A NaN is an error too.
     error = topology.max_over_ranks(max(error if error == error else torch.inf for error in errors))

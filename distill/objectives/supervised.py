@@ -1,6 +1,5 @@
 """Losses on given text: SFT, and the plain-text term L_PT of MiniLLM."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,7 +16,7 @@ def soft_and_hard_cross_entropy(
     targets: Int[Tensor, " n"],
     soft_weight: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Σ of (1 − s)·CE + s·soft-CE, −Σ_v p_v log q_v, and Σ of the student's entropy.
+    """Σ of (1 − s)·CE + s·soft-CE, −Σ_v p_v log q_v, and Σ of the student's entropy; zeros for no tokens.
 
     ∂/∂logits = q − ((1 − s)·onehot + s·p). Vocabulary-parallel, three all-reduces a chunk of tokens.
     """
@@ -37,7 +36,7 @@ def soft_and_hard_cross_entropy(
         return (soft - 1) * hard - soft * sum(expected), gradient
 
     total = student(evaluate)
-    return total, torch.stack(entropies).sum()
+    return total, sum(entropies, start=total.new_zeros(()))
 
 
 def plain_text_loss(

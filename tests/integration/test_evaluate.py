@@ -1,6 +1,7 @@
 """`distill evaluate` on real ranks: figures against plain transformers, any number of ranks, and after a kill."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,8 +13,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from conftest import tiny_llama
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from distill.evaluation import measurement, reading
 from distill.evaluation.text import rouge_l
 
 pytestmark = pytest.mark.slow
@@ -209,6 +213,37 @@ def test_what_belongs_to_another_model_is_refused(
     assert done.returncode == 2
     assert "holds responses made otherwise (sampling); give another folder, or remove the file" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_model_that_gives_no_numbers_is_refused(
+    everywhere: bool, launch: Callable, suite: Path, models_dir: Path, corpus: list[str], tmp_path: Path
+) -> None:
+    """For any text, or for a word of this one."""
+    tokenizer = AutoTokenizer.from_pretrained(models_dir / "student")
+    tokenizer.save_pretrained(tmp_path / "broken")
+    model = tiny_llama(len(tokenizer), 2, seed=1, tie_word_embeddings=False)
+    word = tokenizer.encode(corpus[0])[5]
+    with torch.no_grad():
+        (model.model.norm.weight if everywhere else model.model.embed_tokens.weight[word])[0] = math.nan
+    model.save_pretrained(tmp_path / "broken")
+    words = [*command(suite, tmp_path, tmp_path / "out"), "teacher=null", "sets={}", "choices={}"]
+    at = words.index("--model")
+    words[at : at + 4] = ["--model", str(tmp_path / "broken")]
+    done = launch(*words, ranks=1, check=False)
+    assert done.returncode == 2
+    what = "its logits are not numbers" if everywhere else "its nll is not a number"
+    assert f"{what}; look for NaN in the weights" in " ".join(done.stderr.split())
+    assert not list((tmp_path / "out").rglob("*.safetensors")), "no scores are kept"
+
+
+def test_scores_know_what_they_were_made_of(two: tuple[Path, str]) -> None:
+    """A figure defined anew, or one more, is measured again: both stand in the file, all of which must be as asked."""
+    for name, measures in (("p", reading.TO_TEACHER), ("c", reading.ALONE), ("t", reading.ALONE)):
+        with safe_open(two[0] / f"student/{name}.scores.safetensors", "numpy") as file:
+            origin = json.loads(file.metadata()["origin"])
+        assert origin["measures"] == list(measures)
+        assert origin["form"] == measurement._FORM
 
 
 def test_a_model_is_let_go_before_the_next(launch: Callable, suite: Path, models_dir: Path, tmp_path: Path) -> None:

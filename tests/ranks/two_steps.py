@@ -1,4 +1,5 @@
-"""Run by the DeepSpeed launcher from test_ranks.py: sample, take two optimizer steps, write what came out; many times.
+"""Run by the DeepSpeed launcher from test_ranks.py: two optimizer steps and a validation, many times; write what
+came out.
 
 deepspeed --num_accelerators N tests/ranks/two_steps.py --local_rank=K CONFIG JOBS
 
@@ -34,6 +35,8 @@ def two_steps(config: Config, out: str, topology: Topology) -> None:
     run = Run(config, topology)
     topology = run.topology
     figures = [run.step() for _ in range(2)]
+    assert run.validation is not None
+    validation = run.validation.run()
     weights = run.student.state_dict()
     rollouts = run.source.in_use()
     sampled = []
@@ -49,7 +52,7 @@ def two_steps(config: Config, out: str, topology: Topology) -> None:
     if topology.is_writer:
         assert weights is not None
         save_file({name: tensor.clone().contiguous() for name, tensor in weights.items()}, f"{out}.safetensors")
-        Path(f"{out}.json").write_text(json.dumps({"figures": figures, "sampled": sampled}))
+        Path(f"{out}.json").write_text(json.dumps({"figures": figures, "validation": validation, "sampled": sampled}))
     topology.barrier()
     run.telemetry.close()
 

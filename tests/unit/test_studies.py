@@ -77,11 +77,13 @@ def test_rates_follow_the_sweep_and_variants_follow_minillm(tmp_path: Path, monk
     def figures(reverse: float, forward: float) -> dict[str, dict[str, dict[str, float]]]:
         return {"openings": {"reverse_kl": {"value": reverse}, "forward_kl": {"value": forward}}}
 
-    values = dict(zip(stories.RATES, (figures(0.1, 0.9), figures(0.4, 0.4), figures(0.9, 0.1)), strict=True))
+    values = dict(
+        zip(stories.RATES, (figures(0.1, 0.9), figures(0.4, 0.4), figures(0.9, 0.1), figures(1, 1)), strict=True)
+    )
     sweep = tmp_path / "sweep/evaluation"
     sweep.mkdir(parents=True)
     named = {f"{name}-{rate}": found for name in stories.SWEPT for rate, found in values.items()}
-    for rate, found in zip(stories.RATES, (figures(0.1, 0.1), figures(1, 1), figures(1, 1)), strict=True):
+    for rate, found in zip(stories.RATES, (figures(0.1, 0.1), *[figures(1, 1)] * 3), strict=True):
         named[f"minillm-{rate}"] = found
     (sweep / "evaluation.json").write_text(json.dumps({"figures": named}))
     monkeypatch.setattr(stories, "FOLDER", tmp_path)

@@ -11,7 +11,7 @@ Numbers = Float[ndarray, " n"]
 
 WINDOW = 0.05
 """Records that a mean reaches over, as a share of a run's."""
-_FEWEST_TO_SMOOTH = 40
+FEWEST_TO_SMOOTH = 40
 _MARKED = 24
 _BUCKETS = 200
 """Of a thinned line; each keeps two points."""
@@ -112,7 +112,7 @@ class Group:
 
 def window(count: int) -> int:
     """Records that the bold line's mean reaches over, an odd number; 1: none, the points speak for themselves."""
-    return 1 if count < _FEWEST_TO_SMOOTH else 2 * max(1, int(WINDOW * count / 2)) + 1
+    return 1 if count < FEWEST_TO_SMOOTH else 2 * max(1, int(WINDOW * count / 2)) + 1
 
 
 def running_mean(values: Numbers, width: int) -> Numbers:

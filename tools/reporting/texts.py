@@ -1,6 +1,6 @@
 """Text to read: held-out responses side by side, and rollouts of the first and the last round of training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import zip_longest
 
 from distill.evaluation.subjects import TEACHER
@@ -63,8 +63,3 @@ def _rollout(rollout: Rollout | None) -> str:
         facts.append(f"{number(100 * rollout.teacher_share, 0)} % drawn by the teacher")
     under = f"<small>{' · '.join(facts)}</small>" if facts else ""
     return f"<p class=asked>{_text(rollout.prompt)}</p><p>{_text(rollout.response)}</p>{under}"
-
-
-def has_rollouts(runs: Sequence[Run]) -> bool:
-    """Whether any run has samples of two rounds."""
-    return any(len({rollout.step for rollout in run.rollouts}) > 1 for run in runs)

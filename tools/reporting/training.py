@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tools.reporting.charts import Chart, Group, Histogram, Line, LineChart, bars, bins, running_mean, window
+from tools.reporting.charts import (
+    FEWEST_TO_SMOOTH,
+    Chart,
+    Group,
+    Histogram,
+    Line,
+    LineChart,
+    bars,
+    bins,
+    running_mean,
+    window,
+)
 from tools.reporting.naming import GROUPS, OPEN, group_of, in_order, name_of
 from tools.reporting.runs import Curve, Run
 
@@ -44,7 +55,7 @@ def smoothing(runs: Sequence[Run]) -> str:
         return "Lines go through the records as they are; nothing is smoothed."
     return (
         f"Faint: the records as they are. Bold: their centred mean, at most {', '.join(smoothed)}; a curve of fewer "
-        "than 40 records is not smoothed."
+        f"than {FEWEST_TO_SMOOTH} records is not smoothed."
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from distill.evaluation.table import COLUMNS, EVALUATION
+from distill.evaluation.table import COLUMNS, EVALUATION, markdown
 
 Collated = dict[str, dict[str, dict[str, dict[str, Any]]]]
 """By model, set and metric: `mean` over the seeds, their `values`, and each one's 95 % interval over prompts."""
@@ -36,7 +36,7 @@ def table(collated: Collated, name: str, metrics: Sequence[str]) -> str:
     """Markdown: one row a model, mean ± standard deviation over the seeds; of one seed, its interval."""
     header = ["model", *(COLUMNS[metric][0] if metric in COLUMNS else metric for metric in metrics)]
     body = [[model, *(_cell(of[name].get(metric), metric) for metric in metrics)] for model, of in collated.items()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body])
+    return markdown([header, *body])
 
 
 def _cell(found: Mapping[str, Any] | None, metric: str) -> str:

@@ -1,7 +1,7 @@
 """stories15M into half its layers by every objective, three seeds: minutes a run on a CPU.
 
 Each objective starts from the same fine-tuned student and takes as many steps of as many responses; a seed is one of
-phase 2. Its learning rate is the best of three on a seed of its own, by the sum of both KLs on prompts that are not the
+phase 2. Its learning rate is the best of four on a seed of its own, by the sum of both KLs on prompts that are not the
 test's, a criterion that prefers neither direction. MiniLLM's variants take MiniLLM's rate.
 """
 
@@ -19,7 +19,7 @@ SUITE = Path("launch/suites/stories.yaml")
 SETS = ("openings",)
 METRICS = ("reverse_kl", "forward_kl", "teacher_nll", "top1_agreement", "dist_4", "repetition", "length")
 SWEPT = [name for name in OBJECTIVES if name not in VARIANT_OF]
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 _LAYERS, _PROMPT, _STORY = 3, 32, 64
 _SWEEP_SEED = 0
 
