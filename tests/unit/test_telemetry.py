@@ -21,6 +21,8 @@ def test_a_wandb_that_is_gone_costs_no_run(good: dict, capsys: pytest.CaptureFix
         def alert(self, title: str, text: str) -> None:
             raise ConnectionResetError("Connection lost")
 
+        log = show = close = alert
+
     Path(good["run"]["folder"]).mkdir()
     telemetry = Telemetry(Config.model_validate(good | {"log": {"wandb": "disabled"}}), True, 0)
     telemetry._boards = [Gone()]
