@@ -169,7 +169,13 @@ SAMPLE = {"prompt": "Why?", "references": ["So.", "Thus."], "responses": {"teach
 def records(count: int = 60, level: float = 2.0) -> list[dict[str, float]]:
     found: list[dict[str, float]] = []
     for step in range(1, count + 1):
-        phases = {"time/minibatch": 1.0, "time/forward": 2.0, "time/backward": 4.0, "time/step": 8.0}
+        phases = {
+            "time/minibatch": 1.0,
+            "time/forward": 2.0,
+            "time/backward": 4.0,
+            "time/step": 8.0,
+            "time/total": 8.0 * step,
+        }
         loss = level + math.sin(step) / step
         found.append({"step": step, "loss/total": loss, "memory/peak_gib": 1 + step / 100} | phases)
     return [*found, {"step": count, "valid/rouge_l": 10.0, "valid/loss": 3.25}]

@@ -138,6 +138,14 @@ def test_the_headline_says_how_sure_it_is(tmp_path: Path) -> None:
     assert headline([], [alone]) == expected
 
 
+def test_without_references_the_headline_is_of_distance(tmp_path: Path) -> None:
+    measured = figures(teacher=(20, 0), a=(10, 2), b=(15, 1))
+    for of_model in measured.values():
+        del of_model["held-out"]["rouge_l"]
+    expected = "b is nearest to the teacher on held-out: KL(q‖p) 1.000 [0.950, 1.050] nats a token of its own text; "
+    assert headline([], [judged(tmp_path, measured)]) == expected + NEVER_ALONE + "."
+
+
 def test_without_an_evaluation_the_headline_is_of_validation(tmp_path: Path) -> None:
     scored = run(tmp_path, validations((10, 2, 40), (15, 1, 40), (12, 1, 40)))
     assert headline([scored], []).startswith("The best validation Rouge-L is 15.0, of r at step 20.")

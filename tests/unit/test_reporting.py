@@ -76,14 +76,14 @@ def test_without_evaluation_and_settings_a_page_is_made_of_metrics(tmp_path: Pat
 
 
 def test_many_runs_share_every_chart(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / f"run{place}", records(5, level=place + 1.0), SFT) for place in range(9)]
+    runs = [make_run(tmp_path / f"run{place}", records(5, level=place + 1.0), SFT) for place in range(16)]
     document = made(runs)
     (chart,) = [one for one in document.by_id("curves").all("figure") if "loss/total" in one.text]
     lines = chart.all("polyline", "line")
     looks = [tuple(line.classes) for line in lines]
     assert [line.attributes["data-series"] for line in lines] == [run.name for run in runs]
-    assert len(set(looks)) == 9, "beyond the palette lines must be dashed"
-    assert len(document.all("button")) == 9
+    assert len(set(looks)) == 16, "beyond the palette lines must be dashed, then dotted"
+    assert len(document.all("button")) == 16
 
 
 def test_the_table_holds_the_evaluation_s_figures(two: list[Path], judged: Path) -> None:
@@ -244,6 +244,20 @@ def test_the_page_asks_nothing_of_the_network(two: list[Path], judged: Path) -> 
     assert policy.startswith("default-src 'none'; ")
     script = document.all("script")[0].text
     assert not re.search(r"\bfetch\(|XMLHttpRequest|import\(|WebSocket", script)
+
+
+def test_a_model_has_the_colour_of_the_run_it_is_from(two: list[Path], tmp_path: Path) -> None:
+    content = evaluation(figures(teacher=(20, 0), base=(1, 1), ours=(2, 1)))
+    content["models"]["ours"]["path"] = "elsewhere/minillm/student"
+    report = Report(read_runs(two), [read_evaluation(write_evaluation(tmp_path / "e", content))])
+    assert report.colours == {"sft": 0, "minillm": 1, "base": 2, "ours": 1, "teacher": -1}
+
+
+def test_a_run_cost_what_all_its_steps_did(tmp_path: Path) -> None:
+    """Not only those on record."""
+    rows = [{"step": step, "time/step": 2.0, "time/total": 2.0 * step} for step in (10, 20, 30)]
+    document = made([make_run(tmp_path / "r", rows)])
+    assert "training time60 s" in document.all("dl")[0].text.replace(" 60", "60")
 
 
 def test_time_adds_up(two: list[Path]) -> None:

@@ -12,7 +12,7 @@ from tools.reporting.naming import name_of
 from tools.reporting.runs import Run
 from tools.reporting.training import STEP
 
-STEP_TIME = "time/step"
+STEP_TIME, TOTAL_TIME = "time/step", "time/total"
 OTHER = "Between the phases"
 _COLUMNS = 80
 
@@ -20,7 +20,7 @@ _COLUMNS = 80
 def phases_of(runs: Sequence[Run]) -> list[str]:
     """All phases that any run has timed, in the order in which a step goes through them."""
     known = ["time/minibatch", "time/forward", "time/backward", "time/plain_text", "time/optimizer"]
-    found = {metric for run in runs for metric in run.curves if metric.startswith("time/") and metric != STEP_TIME}
+    found = {metric for run in runs for metric in run.curves if metric.startswith("time/")} - {STEP_TIME, TOTAL_TIME}
     return [name for name in known if name in found] + sorted(found - set(known))
 
 

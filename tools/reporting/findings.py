@@ -33,7 +33,7 @@ def headline(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> str:
     """The result in a sentence or two; of held-out responses where there are any, else of validation."""
     for evaluation in evaluations:
         for name in evaluation.content.suite.sets:
-            if sentence := _of_set(evaluation, name):
+            if sentence := _of_set(evaluation, name) or _of_distance(evaluation, name):
                 return sentence
     return _of_validation(runs)
 
@@ -60,6 +60,16 @@ def _of_set(evaluation: Evaluation, name: str) -> str:
         return f"{best} comes closest to the references of {name}: {surely}.{beside}"
     lead = f"but its lead over {_listed(unsure)} may be chance (95 % intervals)"
     return f"{best} has the highest Rouge-L on {name}, {reached}, {lead}.{beside}"
+
+
+def _of_distance(evaluation: Evaluation, name: str) -> str:
+    """Of a set without references."""
+    order = ranked(evaluation, name, "reverse_kl")
+    if not order:
+        return ""
+    nearest, figure = order[-1]
+    reached = f"KL(q‖p) {figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}] nats a token"
+    return f"{nearest} is nearest to the teacher on {name}: {reached} of its own text; {NEVER_ALONE}."
 
 
 def _is_above(evaluation: Evaluation, one: str, other: str, set_name: str) -> bool:

@@ -1,7 +1,7 @@
 """The head of the page: which runs, what came of them, what to beware of."""
 
 from tools.reporting import svg
-from tools.reporting.costs import STEP_TIME
+from tools.reporting.costs import TOTAL_TIME
 from tools.reporting.findings import findings, headline
 from tools.reporting.markup import esc, number, tag
 from tools.reporting.report import Report
@@ -28,8 +28,8 @@ def header(report: Report, title: str) -> str:
 
 def _card(run: Run, colour: int) -> str:
     facts = [*_models(run), ("steps", _steps(run))]
-    if STEP_TIME in run.curves:
-        facts.append(("training time", _duration(float(run.curves[STEP_TIME].values.sum()))))
+    if TOTAL_TIME in run.curves:
+        facts.append(("training time", _duration(float(run.curves[TOTAL_TIME].values[-1]))))
     for metric, label, sign, decimals in _BEST:
         if curve := run.curves.get(metric):
             place = int((sign * curve.values).argmax())

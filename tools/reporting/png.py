@@ -87,7 +87,7 @@ def _draw(chart: Chart, axes: Any) -> None:
 def _lines(chart: LineChart, axes: Any) -> None:
     for line in chart.lines:
         colour, marker = _colour(line.colour), "o" if line.marked else None
-        dash = "--" if line.dashed or line.colour >= PALETTE else "-"
+        dash = "--" if line.dashed else ("-", "--", ":")[min(line.colour // PALETTE, 2)] if line.colour >= 0 else "-"
         # A dashed line has the colour of a full one, and the title says what it is.
         label = "_" if line.dashed else _plain(line.name.partition(", after")[0])
         bold = line.y if line.smooth is None else line.smooth

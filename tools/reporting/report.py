@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from distill.evaluation.subjects import TEACHER
 from tools.reporting import costs, results
@@ -21,10 +22,14 @@ class Report:
 
     @cached_property
     def colours(self) -> dict[str, int]:
-        """Run or model → place in the palette. A model has the colour of the run of its name; the teacher has none."""
-        models = [name for evaluation in self.evaluations for name in evaluation.students]
-        names = dict.fromkeys([*(run.name for run in self.runs), *models])
-        return {name: place for place, name in enumerate(names)} | {TEACHER: -1}
+        """Run or model → place in the palette. A model has the colour of the run of its name, or of that in whose
+        folder it lies; the teacher has none."""
+        places = {run.name: place for place, run in enumerate(self.runs)}
+        for evaluation in self.evaluations:
+            for name in evaluation.students:
+                folder = Path(evaluation.content.models[name].path).parent.name
+                places.setdefault(name, places.get(folder, max(places.values(), default=-1) + 1))
+        return places | {TEACHER: -1}
 
     @property
     def sets(self) -> Iterator[tuple[Evaluation, str]]:

@@ -10,7 +10,7 @@ from tools.reporting.charts import Chart, Histogram, Line, LineChart, Numbers, S
 from tools.reporting.ticks import Axis
 
 PALETTE, PHASES = 7, 6
-"""Colours that style.css defines as --c0 …; a series beyond them is dashed."""
+"""Colours that style.css defines as --c0 …; a series beyond them is dashed, then dotted."""
 _WIDTH, _HEIGHT = 340.0, 200.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 8.0, 34.0
 _X_TICKS, _Y_TICKS = 5, 4
@@ -49,10 +49,10 @@ def draw(chart: Chart) -> str:
 
 
 def css(colour: int) -> str:
-    """The classes that give a series its colour, and a dash where the palette begins anew."""
+    """The classes that give a series its colour, and a dash, then dots, where the palette begins anew."""
     if colour < 0:
         return "ink"
-    return f"c{colour % PALETTE}" + (" dash" if colour >= PALETTE else "")
+    return f"c{colour % PALETTE}{('', ' dash', ' dotted')[min(colour // PALETTE, 2)]}"
 
 
 def _axes_of_lines(chart: LineChart) -> tuple[Axis, Axis]:
