@@ -13,7 +13,7 @@ import yaml
 
 from distill.evaluation.scores import Scores
 
-_VOID = {"meta", "br", "link", "img", "input", "hr", "path", "polyline"}
+_VOID = {"meta", "br", "link", "img", "input", "hr", "wbr", "path", "polyline"}
 
 
 def make_run(

@@ -42,7 +42,7 @@ def _card(run: Run, colour: int) -> str:
 
 def _models(run: Run) -> list[tuple[str, str]]:
     paths = [(role, run.setting(role, "path")) for role in ("student", "teacher")]
-    return [(role, f"<code>{esc(path)}</code>") for role, path in paths if path]
+    return [(role, f"<code>{esc(path).replace('/', '/<wbr>')}</code>") for role, path in paths if path]
 
 
 def _steps(run: Run) -> str:

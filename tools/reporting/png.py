@@ -18,6 +18,8 @@ _DPI = 300
 _NO_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 _LONGEST_NAME = 100
 _LEGEND_COLUMNS = 3
+# Letters that fit beside each other below a figure, and what a series' mark takes of them.
+_LEGEND_LETTERS, _LEGEND_MARK = 66, 5
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -81,7 +83,12 @@ def _draw(chart: Chart, axes: Any) -> None:
         axes.set_xlim(*chart.span)
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), _LEGEND_COLUMNS))
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=_columns(labels))
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """So many as fit the figure's width."""
+    return max(1, min(len(labels), _LEGEND_COLUMNS, _LEGEND_LETTERS // (max(map(len, labels)) + _LEGEND_MARK)))
 
 
 def _lines(chart: LineChart, axes: Any) -> None:
