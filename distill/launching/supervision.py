@@ -154,12 +154,15 @@ def _be_launcher(parent: int) -> None:
 
 
 def _end_children(_: int, __: FrameType | None) -> NoReturn:
-    children = psutil.Process().children()
-    for process in children:
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
-    psutil.wait_procs(children, timeout=_GRACE_SECONDS)
-    sys.exit(1)
+    try:
+        children = psutil.Process().children()
+        for process in children:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        psutil.wait_procs(children, timeout=_GRACE_SECONDS)
+        flush()
+    finally:
+        os._exit(EXIT_FAILED)  # an exception would be lost if the signal came in a `__del__`, and the launch go on
 
 
 def _code(launch: Callable[[], object]) -> int:

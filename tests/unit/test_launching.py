@@ -269,9 +269,16 @@ sys.exit(code)
 """
 
 
+# Python swallows what is raised in a `__del__`.
+SLEEPS_IN_DEL = SLEEPS.replace("def launch():", "class Gone:\n  def __del__(self):").replace(
+    "with Supervisor", "def launch():\n    Gone()\n    subprocess.run(['sleep', '60'])\nwith Supervisor"
+)
+
+
+@pytest.mark.parametrize("text", [SLEEPS, SLEEPS_IN_DEL], ids=["anywhere", "where exceptions are lost"])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_what_was_launched_ends_with_the_launcher(how: signal.Signals, root: Path) -> None:
-    launcher = subprocess.Popen([sys.executable, "-c", SLEEPS], cwd=root, stdout=subprocess.PIPE, text=True)
+def test_what_was_launched_ends_with_the_launcher(how: signal.Signals, text: str, root: Path) -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", text], cwd=root, stdout=subprocess.PIPE, text=True)
     assert launcher.stdout
     launched = psutil.Process(int(launcher.stdout.readline()))
     launcher.send_signal(how)
