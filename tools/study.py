@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     of_stories.add_argument("--model", required=True, help="folder of stories15M")
     of_dolly = studies.add_parser("dolly", help="SmolLM2-135M into a third of its layers")
     of_dolly.add_argument("--data", required=True, help="MiniLLM's processed data: dolly/, self-inst/, vicuna/")
-    of_dolly.add_argument("--prompts", type=positive, default=3000, help="of Dolly, to train on")
+    of_dolly.add_argument("--prompts", type=positive, default=1000, help="of Dolly, to train on")
     for one in (of_stories, of_dolly):
         one.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
         one.add_argument("--ranks", type=positive, default=1, help="DeepSpeed ranks of each stage")

@@ -14,9 +14,9 @@ from tools.studies.chain import Chain
 
 FOLDER = Path("runs/studies/dolly")
 SUITE = Path("launch/suites/dolly.yaml")
-SETS = ("dolly", "self-inst", "vicuna")
-METRICS = ("rouge_l", "reverse_kl", "forward_kl", "top1_agreement", "dist_4", "repetition", "length")
-_ROLLOUT = "rollout={max_new_tokens: 128, batch: 64, per_round: 64, inner_epochs: 1}"
+SETS = {"dolly": 160, "self-inst": 120, "vicuna": 80}  # the first rows of each: the paper has 500, 252 and 80
+METRICS = ("rouge_l", "dist_4", "repetition", "length")
+_ROLLOUT = "rollout={max_new_tokens: 96, batch: 64, per_round: 64, inner_epochs: 1}"
 VARIANTS = {
     "sft": ("objective={name: sft}", "optim.lr=3e-4"),
     "kd": ("objective={name: kd, ce_weight: 0.5}", "optim.lr=3e-4"),
@@ -24,8 +24,8 @@ VARIANTS = {
     "minillm": ("objective={name: minillm}", "optim.lr=1e-4", _ROLLOUT),
 }
 MODELS = ("start", *VARIANTS)
-_START = ("objective={name: sft}", "optim.lr=5e-4", "optim.schedule=cosine", "optim.steps=300", "evaluation.every=50")
-_LAYERS, _PROMPT, _RESPONSE, _DEV = 10, 256, 128, 256
+_START = ("objective={name: sft}", "optim.lr=5e-4", "optim.schedule=cosine", "optim.steps=100", "evaluation.every=25")
+_LAYERS, _PROMPT, _RESPONSE, _DEV = 10, 160, 96, 96
 
 
 def stages(seeds: Sequence[int], ranks: int, data: Path, prompts: int) -> Iterator[list[Stage]]:
@@ -42,7 +42,7 @@ def stages(seeds: Sequence[int], ranks: int, data: Path, prompts: int) -> Iterat
     train, dev = records / "train.jsonl", records / "dev.jsonl"
     yield [_head(chain, data / "dolly/train.jsonl", train, prompts)]
     yield [_head(chain, data / "dolly/dev.jsonl", dev, _DEV)]
-    yield [_head(chain, data / name / "test.jsonl", FOLDER / f"sets/{name}.jsonl", None) for name in SETS]
+    yield [_head(chain, data / name / "test.jsonl", FOLDER / f"sets/{name}.jsonl", rows) for name, rows in SETS.items()]
     yield [chain.records(base, "alpaca", _PROMPT, _PROMPT + _RESPONSE, train, dev)]
     yield [chain.training("dolly-teacher.yaml", FOLDER / "teacher")]
     yield [chain.cut(teacher, cut, _LAYERS)]
@@ -55,7 +55,7 @@ def stages(seeds: Sequence[int], ranks: int, data: Path, prompts: int) -> Iterat
     ]
     yield [_variant(chain, name, seed) for seed in seeds for name in VARIANTS]
     for seed in seeds:
-        runs = {name: FOLDER / f"{name}-{seed}" for name in MODELS}
+        runs = {name: FOLDER / f"{name}-{seed}" for name in MODELS} | {"teacher": FOLDER / "teacher"}
         yield [chain.evaluation(SUITE, runs, FOLDER / f"evaluation-{seed}")]
 
 
@@ -64,14 +64,14 @@ def _variant(chain: Chain, name: str, seed: int) -> Stage:
     return chain.training("dolly.yaml", FOLDER / f"{name}-{seed}", f"run.seed={seed}", start, *VARIANTS[name])
 
 
-def _head(chain: Chain, source: Path, target: Path, count: int | None) -> Stage:
-    """The first lines of a file, or all."""
-    arguments = ("-m", "tools.studies.dolly", str(source), str(target), *([str(count)] if count else []))
+def _head(chain: Chain, source: Path, target: Path, count: int) -> Stage:
+    """The first lines of a file."""
+    arguments = ("-m", "tools.studies.dolly", str(source), str(target), str(count))
     stage = chain.python(f"{target.stem} of {target.parent.name}", target, *arguments)
     return Stage(stage.name, stage.commands, stage.outputs, [source])
 
 
-def _copy_head(source: Path, target: Path, count: int | None) -> None:
+def _copy_head(source: Path, target: Path, count: int) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open(encoding="utf-8") as lines:
         target.write_text("".join(itertools.islice(lines, count)), encoding="utf-8")
@@ -80,4 +80,4 @@ def _copy_head(source: Path, target: Path, count: int | None) -> None:
 if __name__ == "__main__":
     import sys
 
-    _copy_head(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    _copy_head(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
