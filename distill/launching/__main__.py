@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from deepspeed.launcher import runner
 
-from distill.console import tell
+from distill.console import natural, tell
 from distill.errors import (
     EXIT_BAD_INPUT,
     EXIT_BAD_NUMBERS,
@@ -74,15 +74,8 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Ours, which stand before the script, and what DeepSpeed's launcher gets."""
     parser = argparse.ArgumentParser(prog="distill.launching", allow_abbrev=False, add_help=False)
     parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--max-restarts", type=_count, default=0)
+    parser.add_argument("--max-restarts", type=natural, default=0)
     return parser.parse_known_args(arguments)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return number
 
 
 def _show(launch: Launch) -> None:

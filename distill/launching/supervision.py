@@ -28,6 +28,8 @@ _GRACE_SECONDS = 40
 _ASK_SECONDS = 5.0
 # Ranks that hear of their end need no signal, which their launcher would send to what serves them, too.
 _END_SECONDS = 8.0
+# A signal that comes just before a wait without end, or to another thread, is heard only after it.
+_LOOK_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 _LAUNCH = -1
 """In the place of a rank that has ended the run."""
@@ -72,7 +74,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
         if self._child is None:
             return self.code_unstarted()
-        _, status = os.waitpid(self._child, 0)
+        status = _wait(self._child)
         self._child = None
         code = max(os.waitstatus_to_exitcode(status), EXIT_FAILED) if status else 0
         return EXIT_PREEMPTED if code == EXIT_FAILED and self._preempted else code
@@ -121,6 +123,14 @@ class Supervisor:
         return heard == [True]
 
 
+def _wait(child: int) -> int:
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(_LOOK_SECONDS)
+
+
 def _be(launch: Callable[[], object], parent: int) -> NoReturn:
     code = EXIT_FAILED
     try:
@@ -139,6 +149,10 @@ class _Noted(subprocess.Popen[Any]):
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
         _Noted.last = self
+
+    def wait(self, timeout: float | None = None) -> int:
+        """With an end, however late: then Python looks every now and then, and hears signals."""
+        return super().wait(threading.TIMEOUT_MAX if timeout is None else timeout)
 
 
 def _be_launcher(parent: int) -> None:

@@ -287,6 +287,31 @@ def test_what_was_launched_ends_with_the_launcher(how: signal.Signals, text: str
     launched.wait(timeout=10)
 
 
+# It does not wake what the main thread waits in, as one that comes just before the wait.
+SIGNALLED_ELSEWHERE = """
+import signal, subprocess, sys, threading, time
+from distill.launching.supervision import Supervisor
+def signalled():
+    time.sleep(1)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+def launch():
+    IN_LAUNCH
+    subprocess.run(["sleep", "60"])
+with Supervisor() as supervisor:
+    IN_SUPERVISOR
+    code = supervisor.run(launch)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("where", ["launch", "supervisor"])
+def test_a_signal_that_does_not_wake_the_wait_is_heard(where: str, root: Path) -> None:
+    start = "threading.Thread(target=signalled).start()"
+    text = SIGNALLED_ELSEWHERE.replace(f"IN_{where.upper()}", start)
+    text = text.replace("IN_LAUNCH", "pass").replace("IN_SUPERVISOR", "pass")
+    assert subprocess.run([sys.executable, "-c", text], cwd=root, timeout=20, check=False).returncode == 1
+
+
 LISTENS = """
 import sys, time, torch.distributed as dist
 from distill.launching.supervision import Supervisor
@@ -422,7 +447,7 @@ def test_a_launch_that_was_told_to_end_is_not_started_again(monkeypatch: pytest.
 def test_a_number_of_restarts_that_is_none_is_refused(capsys: Capture) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["--max-restarts", "-1", "launch/train.sh"])
-    assert "-1 is less than 0" in capsys.readouterr().err
+    assert "-1 is below 0" in capsys.readouterr().err
 
 
 def test_what_was_typed_goes_along(hostfile: str) -> None:
