@@ -1,7 +1,8 @@
 """SmolLM2-135M, fine-tuned on Dolly, into a third of its layers: SFT, KD, SeqKD and MiniLLM as in the paper.
 
 Phase 1 is the same for all: SFT of the cut model on Dolly's responses. Phase 2 goes on with SFT, KD (half cross-entropy
-and half forward KL), SeqKD (SFT on what the teacher wrote) or MiniLLM, for as many steps of as many responses.
+and half forward KL), SeqKD (SFT on what the teacher wrote) or MiniLLM, for as many steps of as many responses. MiniLLM
+has the lower rate that suited it on stories, and the others' rate beside it.
 """
 
 import itertools
@@ -22,6 +23,8 @@ VARIANTS = {
     "kd": ("objective={name: kd, ce_weight: 0.5}", "optim.lr=3e-4"),
     "seqkd": ("objective={name: seqkd}", "optim.lr=3e-4", f"data.train={FOLDER / 'answered/train'}"),
     "minillm": ("objective={name: minillm}", "optim.lr=1e-4", _ROLLOUT),
+    "minillm_3e-4": ("objective={name: minillm}", "optim.lr=3e-4", _ROLLOUT),
+    "minillm_paper": ("objective={name: minillm, preset: paper}", "optim.lr=1e-4", _ROLLOUT),
 }
 MODELS = ("start", *VARIANTS)
 _START = ("objective={name: sft}", "optim.lr=5e-4", "optim.schedule=cosine", "optim.steps=100", "evaluation.every=25")
