@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Nursery
 from ledger import Ledger
+from lives import Nursery
 
 from runs import differences, newest_whole, note_comparison, note_end
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Nursery
 from ledger import Ledger
+from lives import Nursery
 
 from runs import newest_whole, note_comparison, note_end, note_loss
 

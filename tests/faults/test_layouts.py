@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Nursery
 from ledger import Ledger
+from lives import Nursery
 
 from runs import figures, note_end
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import tiny_llama
 from safetensors import safe_open
+from tiny_models import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from distill.evaluation import measurement, reading

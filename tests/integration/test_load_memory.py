@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 from transformers import LlamaConfig, LlamaForCausalLM
 
 MIB = 2**20

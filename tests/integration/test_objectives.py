@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import tiny_llama, train_tokenizer
 from safetensors.torch import load_file
+from tiny_models import tiny_llama, train_tokenizer
 
 from data_prep.preprocess import preprocess
 from data_prep.tokenize import Recipe

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 from transformers import PreTrainedTokenizerFast
 
 from distill import cli

@@ -15,8 +15,8 @@ from unittest.mock import patch
 import pytest
 import torch
 import yaml
-from conftest import tiny_llama
 from goodness_of_fit import p_value
+from tiny_models import tiny_llama
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from distill.config import ModelSettings, RolloutSettings

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from over_logits import sum_over_logits
+from tiny_models import tiny_llama
 from torch import Tensor
 
 from distill.models.heads import Finish, project

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_llama
 from goodness_of_fit import chi_square, p_value
+from tiny_models import tiny_llama
 from torch import Tensor
 
 from distill.config import RolloutSettings

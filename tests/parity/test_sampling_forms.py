@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 from torch import Tensor, nn
 from transformers import (
     Gemma2Config,

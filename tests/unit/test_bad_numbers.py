@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llama
 from over_logits import sum_over_logits
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
+from tiny_models import tiny_llama
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 

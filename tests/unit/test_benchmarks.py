@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 
 from data_prep.tokenize import Recipe
 from tools.benchmarks.floor import mixed_rollout_floor, parameters

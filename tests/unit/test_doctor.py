@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import tiny_llama, train_tokenizer
 from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from run_configs import change, checkpoint, problems, started
+from tiny_models import tiny_llama, train_tokenizer
 from transformers import AutoTokenizer, GPT2Config, Phi3Config, PreTrainedTokenizerFast
 
 from data_prep.preprocess import preprocess

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 from transformers import PreTrainedTokenizerFast
 
 from distill.config import RolloutSettings

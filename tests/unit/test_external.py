@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from distill.config import RolloutSettings

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import torch
-from conftest import tiny_llama
 from gguf import GGUFWriter, TokenType
+from tiny_models import tiny_llama
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import tiny_llama
 from run_configs import change, problems
+from tiny_models import tiny_llama
 from transformers import LlamaConfig
 
 from distill import cli

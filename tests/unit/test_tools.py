@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_llama
 from reports import evaluation, figures
+from tiny_models import tiny_llama
 
 from distill.config import Config
 from distill.errors import BadInput

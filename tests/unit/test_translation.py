@@ -1,7 +1,7 @@
 """The same text in another tokenizer's ids."""
 
 import pytest
-from conftest import train_tokenizer
+from tiny_models import train_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 
 from distill.config import ModelSettings, RolloutSettings, Settings
 from distill.data.loading import token_batch

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from broken_run import BrokenRun, Ending
-from conftest import Nursery
 from ledger import Fault, Ledger
+from lives import Nursery
 
 from runs import last_step, newest_whole, note_comparison, note_end, note_loss
 
