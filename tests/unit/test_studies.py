@@ -13,6 +13,7 @@ from distill.evaluation.suite import load_suite
 from tools.stages import Stage
 from tools.studies import dolly, stories
 from tools.studies.collate import collate, table
+from tools.studies.equal_lengths import at_equal_lengths
 from tools.studies.openings import openings
 from tools.studies.variants import OBJECTIVES, VARIANT_OF
 
@@ -122,3 +123,9 @@ def test_openings_do_not_overlap_and_stay_the_same() -> None:
     assert len(set(found)) == 4480
     assert found == openings(4480, seed=0)
     assert not any("{" in text for text in found)
+
+
+def test_the_longer_of_two_responses_is_cut_for_rouge() -> None:
+    scores = at_equal_lengths(["the cat sat down", ""], ["a dog", "the cat"], [["the cat sat down"], ["the cat"]])
+    assert scores[:, 0] == pytest.approx([100 * 2 / 3, 0]), "two of four words: recall 1/2, precision 1"
+    assert scores[:, 1] == pytest.approx([0, 0]), "an empty response leaves nothing of the other"
