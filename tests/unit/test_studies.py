@@ -1,10 +1,13 @@
 """The studies of RESULTS.md: what they would start is accepted, and what they choose and collate is right."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill.checks.objective import check_objective
 from distill.checks.report import Report
@@ -13,6 +16,7 @@ from distill.evaluation.suite import load_suite
 from tools.stages import Stage
 from tools.studies import dolly, stories
 from tools.studies.collate import collate, table
+from tools.studies.endings import Response, score
 from tools.studies.equal_lengths import at_equal_lengths
 from tools.studies.openings import openings
 from tools.studies.variants import OBJECTIVES, VARIANT_OF
@@ -129,3 +133,25 @@ def test_the_longer_of_two_responses_is_cut_for_rouge() -> None:
     scores = at_equal_lengths(["the cat sat down", ""], ["a dog", "the cat"], [["the cat sat down"], ["the cat"]])
     assert scores[:, 0] == pytest.approx([100 * 2 / 3, 0]), "two of four words: recall 1/2, precision 1"
     assert scores[:, 1] == pytest.approx([0, 0]), "an empty response leaves nothing of the other"
+
+
+def test_ends_are_scored_where_responses_end_and_where_they_go_on() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)).eval()
+
+    def log_p(before: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.tensor([before])).logits[0, -1].log_softmax(-1)
+
+    def end(before: list[int]) -> float:
+        return log_p(before)[2].logaddexp(log_p(before)[3]).item()
+
+    found = score(
+        model, [Response([5, 6], [7, 8, 2], True), Response([9], [4, 5], False), Response([9], [3], True)], [2, 3]
+    )
+    assert found.end == pytest.approx([end([5, 6, 7, 8]), end([9])], rel=1e-4)
+    going_on = [[[5, 6], [5, 6, 7]], [[9], [9, 4]]]
+    assert found.elsewhere == pytest.approx([sum(math.exp(end(b)) for b in pair) / 2 for pair in going_on], rel=1e-4)
+    cut = -(log_p([9])[4] + log_p([9, 4])[5]).item() / 2
+    assert found.nll[1:] == pytest.approx([cut, -log_p([9])[3].item()], rel=1e-4)
