@@ -91,7 +91,10 @@ def main() -> None:
     suite = Suite.model_validate(json.loads((args.evaluation / EVALUATION).read_text(encoding="utf-8"))["suite"])
     prompts = read_prompts(args.set, suite.sets[args.set], suite, load_tokenizer(args.scorers[0], "--scorers"))
     table = [["responses of", "asked", "ended", "log p(end) at the end", "p(end) elsewhere", "−log p a token"]]
-    models = {Path(folder): AutoModelForCausalLM.from_pretrained(folder).eval() for folder in args.scorers}
+    models = {
+        Path(folder): AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
+        for folder in args.scorers
+    }
     for name in args.responses:
         path = args.evaluation / name / f"{args.set}.seed-{suite.seeds[0]}.jsonl"
         responses, eos = _responses(path, prompts.prompt_ids, args.rows)
