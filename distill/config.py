@@ -95,6 +95,10 @@ class OptimSettings(Settings):
     betas: tuple[_Decay, _Decay] = Field((0.9, 0.95), description="AdamW's moment decay rates.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled decay of matrices; vectors are exempt.")
     clip_norm: float = Field(1.0, gt=0, description="Global gradient-norm clip.")
+    dropout: bool = Field(
+        True,
+        description="Keep the student's own dropout in steps on recorded responses; steps with rollouts never have it.",
+    )
     batch_size: int = Field(64, gt=0, description="Sequences in one optimizer step, over all ranks.")
     micro_batch: int = Field(8, gt=0, description="Sequences in one forward and backward on one rank.")
     steps: int = Field(gt=0, description="Optimizer steps.")

@@ -24,6 +24,7 @@ from distill.data.batches import TokenBatch
 from distill.deepspeed_settings import fill_auto
 from distill.host import freed_memory_returned
 from distill.loss_scale import LossScale
+from distill.models.dropout import train_without_dropout
 from distill.models.heads import Finish, check_head, hidden_states, project, vocab_shard
 from distill.models.loading import load_model
 from distill.models.vocab_shard import VocabShard, gather_along
@@ -263,9 +264,11 @@ class Engine:
         """Of the next step."""
         return float(self._ds.get_lr()[0])
 
-    def train(self, mode: bool = True) -> None:
-        """Training or evaluation mode of the module."""
+    def train(self, mode: bool = True, dropout: bool = True) -> None:
+        """Switch between training and evaluation mode; `dropout` False trains without the model's dropout."""
         self._ds.train(mode)
+        if mode and not dropout:
+            train_without_dropout(self.module)
 
     @property
     def shards(self) -> Shards:

@@ -84,7 +84,8 @@ class Run:
         if config.data.plain_text and isinstance(config.objective, MiniLLMSettings):
             texts = open_plain_text(config.data.plain_text, "data.plain_text")
             self.plain_text = RecordedSource(texts, config, topology)
-        self.updater = Updater(self.objective, self.student, self.teacher, topology, self.watch)
+        given = (self.objective, self.student, self.teacher, topology, self.watch)
+        self.updater = Updater(*given, dropout=config.optim.dropout)
         self.bad_steps = BadSteps(self.folder, self.tokenizer, topology, self.student.loss_scale)
         self.skipped: Skipped | None = None
         self.heeded: dict[str, float] = {}

@@ -26,10 +26,18 @@ class Updater:
     """Applies an objective to a student. One token count divides everything, so no split of the batch matters."""
 
     def __init__(
-        self, objective: Objective, student: Engine, teacher: Teacher | None, topology: Topology, watch: Stopwatch
+        self,
+        objective: Objective,
+        student: Engine,
+        teacher: Teacher | None,
+        topology: Topology,
+        watch: Stopwatch,
+        dropout: bool = True,
     ):
         self.objective, self.student, self.teacher = objective, student, teacher
         self.topology, self.watch = topology, watch
+        self.dropout = dropout
+        """Whether the student's own dropout is on in steps that score no rollout."""
         self.memory: dict[str, float] = {}
         """What the teacher has read in the run so far, over all ranks; a checkpoint keeps it."""
         self.suspects: Suspects | None = None
@@ -44,7 +52,10 @@ class Updater:
 
         Returns the record's figures, the same on every rank, of the round `fresh` too, where one was sampled.
         """
-        self.student.train()
+        # A rollout was sampled without dropout. Scored with it, q would be another network's than q_old, and the ratio
+        # of the policy gradient would be clipped before the policy has moved.
+        sampled = any(isinstance(batch, Rollouts) for batch in micro_batches)
+        self.student.train(dropout=self.dropout and not sampled)
         self._done = []
         micro_batches = self.objective.prepare(micro_batches, self.topology.sum_over_replicas)
         tokens = self._count(micro_batches)
