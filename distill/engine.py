@@ -76,6 +76,7 @@ class Engine:
             gc.collect()
             self.shard = vocab_shard(self.module, vocab)
             check_head(self.module, settings.path, vocab, topology, self.head_gathered())
+            self._forget_order()  # no later forward calls the head as that one did
         self._at_states: AtStates = lambda states: states
         self._has_trained = False
         self._stop_before_logits()
@@ -136,10 +137,11 @@ class Engine:
         return result
 
     def _forget_order(self) -> None:
-        """Let ZeRO-3 learn the order of the modules anew.
+        """Let ZeRO-3 learn the order of the modules anew from the next forward.
 
-        It takes its first forward for that. One without a backward would leave it fetching each weight again in every
-        backward to come.
+        It fetches weights ahead in the order of the first forward. A head that was called there and is not called later
+        would be on its way when it is gathered for the loss, which is an error. A first forward without a backward would
+        leave it fetching each weight again in every backward to come.
         """
         offload = _parameter_offload(self._ds)
         if offload is not None and not offload.get_param_coordinator().is_invalid_trace():

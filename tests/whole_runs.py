@@ -26,8 +26,9 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase, corpus: list[
     sizes = {"student": (2, 24, 1), "teacher": (3, 32, 2)}
     for role, (layers, width, seed) in sizes.items():
         torch.manual_seed(seed)
-        models = {"gpt2": _gpt2(vocab, layers, width), "qwen2": _qwen2(vocab, layers, width)}
-        models["llama"] = _llama(vocab + (PADDED if role == "teacher" else 0), layers, width, tied=role == "teacher")
+        is_teacher = role == "teacher"
+        models = {"gpt2": _gpt2(vocab, layers, width), "qwen2": _qwen2(vocab, layers, width, tied=is_teacher)}
+        models["llama"] = _llama(vocab + PADDED * is_teacher, layers, width, tied=not is_teacher)
         for family, model in models.items():
             model.save_pretrained(folder / f"{family}-{role}")
             tokenizer.save_pretrained(folder / f"{family}-{role}")
@@ -72,7 +73,7 @@ def _llama(vocab: int, layers: int, width: int, tied: bool) -> PreTrainedModel:
     return LlamaForCausalLM(config)
 
 
-def _qwen2(vocab: int, layers: int, width: int) -> PreTrainedModel:
+def _qwen2(vocab: int, layers: int, width: int, tied: bool) -> PreTrainedModel:
     """Biases in the attention's projections."""
     config = Qwen2Config(
         vocab_size=vocab,
@@ -82,7 +83,7 @@ def _qwen2(vocab: int, layers: int, width: int) -> PreTrainedModel:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=0,
         initializer_range=0.3,
@@ -209,6 +210,12 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"name": "taid", "start": 0.2, "end": 0.7, "momentum": 0.5, "step_size": 0.4, "on_policy": 0.3},
         {"steps": 5, "schedule": "cosine"},
     ),
+    "sft-bf16": ("llama", {"name": "sft"}, {"steps": 3, "schedule": "linear", "precision": "bf16"}),
+    "kd-bf16": (
+        "qwen2",
+        {"name": "kd", "divergence": "reverse_kl", "temperature": 1.5, "ce_weight": 0.3},
+        {"steps": 3, "schedule": "linear", "precision": "bf16"},
+    ),
     "uld": (
         "qwen2",
         {"name": "uld", "ce_weight": 0.3, "on_policy": 0.5},
@@ -228,7 +235,7 @@ def config_of(name: str, models: Path, records: Path, folder: Path, micro_batch:
         "teacher": {"path": str(models / f"{special.get('teacher', family)}-teacher")},
         "data": {"train": str(records / "train")},
         "objective": objective,
-        "precision": "fp32",
+        "precision": special.get("precision", "fp32"),
         "optim": OPTIM | {"steps": special["steps"], "schedule": special["schedule"], "micro_batch": micro_batch},
         "evaluation": {"every": 2, "prompts": 5, "seeds": 2, "metric": special.get("valid", "auto")},
         "checkpoint": {"every": 100},

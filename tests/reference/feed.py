@@ -143,9 +143,7 @@ class Replay:
         copies, turn = self.config["rollout"]["samples_per_prompt"], self.sampled_steps
         self.sampled_steps += 1
         rows = range(turn * size, (turn + 1) * size)
-        return [
-            self.draw(chance.record_at(row // copies, len(records), seed), row - turn * size, turn) for row in rows
-        ]
+        return [self.draw(chance.record_at(row // copies, len(records), seed), row - turn * size, turn) for row in rows]
 
     def memory(self) -> dict[str, float]:
         """The figures of its own that a record shows."""

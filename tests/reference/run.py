@@ -97,9 +97,7 @@ class ReferenceRun:
         parameters = self.student.parameters()
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         adaptive = self._adaptive()
-        norm, rate = self.optimizer.step(
-            {name: g.double() for name, g in zip(parameters, gradients, strict=True)}
-        )
+        norm, rate = self.optimizer.step({name: g.double() for name, g in zip(parameters, gradients, strict=True)})
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(self.optimizer.masters[name])
@@ -223,11 +221,12 @@ class ReferenceRun:
         if not rollouts:
             return found
         tokens = sum(len(one.response) for one in rollouts)
+        weights = [weight for one in rollouts for weight in one.weights]
         return found | {
             "rollout/response_length": tokens / len(rollouts),
             "rollout/eos_rate": sum(one.ended for one in rollouts) / len(rollouts),
             "rollout/teacher_share": sum(sum(one.from_teacher) for one in rollouts) / tokens,
-            "rollout/effective_sample_size": sampling.effective_sample_size([w for one in rollouts for w in one.weights]),
+            "rollout/effective_sample_size": sampling.effective_sample_size(weights),
             "rollout/student_forwards_per_token": 1,
         }
 
