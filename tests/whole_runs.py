@@ -27,7 +27,7 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase, corpus: list[
     for role, (layers, width, seed) in sizes.items():
         torch.manual_seed(seed)
         is_teacher = role == "teacher"
-        models = {"gpt2": _gpt2(vocab, layers, width), "qwen2": _qwen2(vocab, layers, width, tied=is_teacher)}
+        models = {"gpt2": _gpt2(vocab, layers), "qwen2": _qwen2(vocab, layers, width, tied=is_teacher)}
         models["llama"] = _llama(vocab + PADDED * is_teacher, layers, width, tied=not is_teacher)
         for family, model in models.items():
             model.save_pretrained(folder / f"{family}-{role}")
@@ -37,12 +37,12 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase, corpus: list[
     tiny_llama(len(foreign), 2, 5, initializer_range=0.1).save_pretrained(folder / "foreign-teacher")
 
 
-def _gpt2(vocab: int, layers: int, width: int) -> PreTrainedModel:
-    """Absolute positions, and GPT-2's usual dropout."""
+def _gpt2(vocab: int, layers: int) -> PreTrainedModel:
+    """Absolute positions, and GPT-2's usual dropout. Teacher and student are near: both may draw the same tokens."""
     config = GPT2Config(
         vocab_size=vocab,
         n_positions=128,
-        n_embd=width,
+        n_embd=24,
         n_layer=layers,
         n_head=4,
         bos_token_id=0,
@@ -52,7 +52,17 @@ def _gpt2(vocab: int, layers: int, width: int) -> PreTrainedModel:
         attn_pdrop=0.1,
         initializer_range=0.3,
     )
-    return _with_biases(GPT2LMHeadModel(config))
+    model, generator = _with_biases(GPT2LMHeadModel(config)), torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in (model.transformer.wte.weight, model.transformer.wpe.weight):
+            own = 0.1 * parameter
+            parameter.normal_(0, 0.3, generator=generator).add_(own)
+        for block in model.transformer.h:
+            for layer in (block.attn.c_proj, block.mlp.c_proj):
+                layer.weight.mul_(0.15)
+                layer.bias.mul_(0.15)
+        model.transformer.ln_f.bias.mul_(0.15)
+    return model
 
 
 def _llama(vocab: int, layers: int, width: int, tied: bool) -> PreTrainedModel:

@@ -127,11 +127,11 @@ def test_every_record_is_the_references(case: tuple[str, str], runs: Path) -> No
 def test_the_runs_meet_what_is_easily_missed(case: tuple[str, str], runs: Path) -> None:
     """Responses of one token and of the longest, both drawers, a clip of the gradient and of the ratio that bites."""
     run, records = expected(runs, *case)
-    rollouts = run.feed.rollouts
+    rollouts = run.drawn
     assert {len(one.response) for one in rollouts} >= {1, run.config["rollout"]["max_new_tokens"]}
     assert len({len(one.prompt) for one in rollouts}) > 4
     assert 0 < sum(sum(one.from_teacher) for one in rollouts) < sum(len(one.response) for one in rollouts)
-    assert len({round(weight, 6) for one in rollouts for weight in one.weights}) > 20
+    assert len({round(weight, 6) for one in rollouts for weight in one.weights}) > 10
     for record in records:
         assert record["optim/grad_norm"] > 2 * run.config["optim"]["clip_norm"]
         assert 0 < record["policy/clip_fraction"] < 1

@@ -62,6 +62,7 @@ class ReferenceRun:
         self.t, self.momentum, self.last_loss = self.objective.get("start", 0.0), 0.0, None
         self.done, self.tokens = 0, 0
         self.weights: list[dict[str, Tensor]] = []
+        self.drawn: list[sampling.Rollout] = []
 
     def run(self) -> Records:
         """All steps, with a validation where one is due; a record each."""
@@ -133,7 +134,9 @@ class ReferenceRun:
         prompt = self.records[record]["prompt_ids"]
         teacher = None if self.foreign else self.teacher
         ends = self.eos | set(rollout["stop_ids"])
-        return sampling.sample(self.student, teacher, prompt, row, round_index, self.seed, rollout, ends)
+        found = sampling.sample(self.student, teacher, prompt, row, round_index, self.seed, rollout, ends)
+        self.drawn.append(found)
+        return found
 
     def _losses(self, rows: list[feed.Row]) -> tuple[Tensor, dict[str, float]]:
         """The summed loss of a step's rows, and the sums that its figures are made of."""
