@@ -92,6 +92,8 @@ def answer(args: argparse.Namespace) -> None:
     sampled, greedy = read_files(args)
     topology = start()
     vocabulary = common_vocabulary([model])
+    for file in (*sampled, *greedy):
+        vocabulary.known.require(file.prompts, "--data", file.out.name)
     teacher = load_frozen(model, vocabulary, topology)
     for files, top_k, what in ((sampled, 0, "sampled responses"), (greedy, 1, "greedy responses")):
         if files:

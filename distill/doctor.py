@@ -8,6 +8,7 @@ from distill.checks.outputs import check_dashboards, check_run_folder
 from distill.checks.report import Report
 from distill.checks.resumption import check_resumption
 from distill.checks.sampling import check_sampling_engine
+from distill.checks.schedule import note_on_schedule
 from distill.checks.selection import check_selection
 from distill.config import Config
 
@@ -23,6 +24,7 @@ def examine(config: Config, world_size: int | None) -> Report:
     note_on_sampling(config, report)
     check_sampling_engine(config, report)
     check_selection(config, report)
+    note_on_schedule(config, report)
     check_models_and_data(config, report)
     check_run_folder(config, report)
     check_dashboards(config, report)

@@ -180,17 +180,33 @@ class Shards:
         """Put back what `notes` gave."""
         self._count_to(notes["steps"])
         for group, saved in zip(self._adam.param_groups, notes["groups"], strict=True):
-            # The rest is the recipe's.
-            group.update({name: saved[name] for name in ("lr", "initial_lr", "step") if name in saved})
-        scheduler = self._engine.lr_scheduler
-        scheduler.load_state_dict(scheduler.state_dict() | notes["schedule"])
+            # FusedAdam's count. The rest is the recipe's.
+            if "step" in saved:
+                group["step"] = saved["step"]
+        self._schedule_from(notes["schedule"])
         for name, value in notes["scale"].items() if self._scaler else ():
             setattr(self._scaler, name, value)
         for name, value in notes["counters"].items():
             setattr(self._engine, name, value)
 
+    def _schedule_from(self, saved: dict[str, Any]) -> None:
+        """Let the schedule have made as many steps as `saved`; the rates are the recipe's at that step.
+
+        The saved rates may be those of another schedule, since `optim.steps` may change. LambdaLR would keep them for
+        one more step.
+        """
+        scheduler = self._engine.lr_scheduler
+        for name in ("last_epoch", "_step_count"):
+            setattr(scheduler, name, saved[name])
+        factors = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        scheduler._last_lr = [peak * factor(scheduler.last_epoch) for peak, factor in factors]
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
+
     def _count_to(self, steps: int) -> None:
         """Let AdamW have made so many steps."""
+        if not steps:
+            return  # nor has it moments: a state of a count alone would be taken for a whole one
         for flat in self.flats:
             # torch's own counts in a tensor on the host.
             is_torch = isinstance(self._adam, torch.optim.AdamW)

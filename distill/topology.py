@@ -17,6 +17,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from distill.build_locks import remove_stale_locks
+from distill.errors import BadInput, Problem
 from distill.host import find_ninja, interface_towards, prepare_cpu_rank, unlink_shared_buffer
 
 T = TypeVar("T")
@@ -140,10 +141,16 @@ def find_ranks() -> None:
     """Put RANK, WORLD_SIZE, LOCAL_RANK and the meeting point into the environment if the launcher did not.
 
     Under `mpirun` DeepSpeed asks MPI for them; without any launcher this process is alone.
+
+    Raises:
+        BadInput: RANK is there, as it may be left in a shell, and what every launcher sets beside it is not.
     """
     if "LOCAL_WORLD_SIZE" in os.environ:
         os.environ.setdefault("LOCAL_SIZE", os.environ["LOCAL_WORLD_SIZE"])  # torchrun's word for it
     if "RANK" in os.environ:
+        if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            wrong = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
+            raise BadInput(Problem("RANK", os.environ["RANK"], wrong, "unset RANK, or start through a launcher"))
         return
     if any(int(os.environ.get(name, "1")) > 1 for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")):
         _ask_mpi()

@@ -34,3 +34,9 @@ def wrong_contents(rows: datasets.Dataset, manifest: Manifest, vocabulary: int |
         if name == "input_ids" and set(lengths.values()) != {manifest.settings.max_length}:
             return f"rows of {lengths['min']} to {lengths['max']} tokens, not {manifest.settings.max_length}"
     return None
+
+
+def largest_id(rows: datasets.Dataset, column: str) -> int:
+    """The largest token id in all rows of a column."""
+    lists = rows.data.table[column].chunks
+    return max((pc.max(chunk.flatten()).as_py() or 0 for chunk in lists), default=0)

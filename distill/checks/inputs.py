@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig as ModelConfig
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.checks.contents import wrong_contents
+from distill.checks.contents import largest_id, wrong_contents
+from distill.checks.ids import OpenedModel, check_ends
 from distill.checks.report import Report
 from distill.checks.sharding import check_sharding
 from distill.config import Config, ModelSettings
@@ -14,6 +15,7 @@ from distill.data.records import WRITTEN_BY_A_MODEL, Kind, fingerprint, open_rec
 from distill.errors import BadInput
 from distill.models.downloads import opened_at
 from distill.models.loading import build_on_meta, load_config, load_generation_config, load_tokenizer
+from distill.models.vocabulary import RESIZE, KnownIds, rows_of
 from distill.models.weights import check_weights
 from distill.objective_settings import DistillmSettings, SeqKdSettings
 
@@ -23,16 +25,14 @@ def check_models_and_data(config: Config, report: Report) -> None:
     needs_teacher = config.objective.needs_teacher
     student = _open_model(config.student, "student", report)
     teacher = _open_model(config.teacher, "teacher", report) if needs_teacher and config.teacher else None
+    known = None
     if student:
         _check_model(config, student, "student", report)
-        _check_stops(config, student[1], report)
+        known = check_ends(config, student, teacher, report)
     if student and teacher:
         _check_model(config, teacher, "teacher", report)
         (_check_strangers if config.objective.own_tokenizer else _check_pair)(config, student, teacher, report)
-    _check_data(config, student[1] if student else None, report)
-
-
-OpenedModel = tuple[ModelConfig, PreTrainedTokenizerBase]
+    _check_data(config, student.tokenizer if student else None, known, report)
 
 
 def _open_model(settings: ModelSettings, name: str, report: Report) -> OpenedModel | None:
@@ -40,12 +40,12 @@ def _open_model(settings: ModelSettings, name: str, report: Report) -> OpenedMod
         field_name = f"{name}.path"
         model_config = load_config(settings, field_name)
         tokenizer = load_tokenizer(settings.path, field_name, settings.trust_remote_code)
-        load_generation_config(settings, field_name)
+        generation = load_generation_config(settings, field_name)
         # Code that came with a model may know no meta device.
         own_code = settings.trust_remote_code
         model = None if own_code else build_on_meta(model_config, settings.path, field_name)
         _check_weights(model, settings, field_name, report)
-        return model_config, tokenizer
+        return OpenedModel(model_config, tokenizer, generation)
     except BadInput as error:
         report.problems += error.problems
         return None
@@ -70,12 +70,12 @@ def _check_weights(model: PreTrainedModel | None, settings: ModelSettings, field
 
 
 def _check_model(config: Config, model: OpenedModel, name: str, report: Report) -> None:
-    model_config, tokenizer = model[0].get_text_config(), model[1]
+    model_config, tokenizer = model.config.get_text_config(), model.tokenizer
     path = getattr(config, name).path
     report.check(tokenizer.eos_token_id is not None, f"{name}.path", path, "its tokenizer has no EOS", "set eos_token")
     if tokenizer.pad_token_id is None:
         report.notices.append(f"{name}: the tokenizer has no pad token; none is needed, lengths tell padding")
-    check_sharding(config, name, model[0], report)
+    check_sharding(config, name, model.config, report)
     context = getattr(model_config, "max_position_embeddings", None)
     for field_name, longest, mend in _longest_sequences(config):
         if context is None:
@@ -84,19 +84,11 @@ def _check_model(config: Config, model: OpenedModel, name: str, report: Report) 
         report.check(longest <= context, field_name, longest, wrong, f"lower {mend} by {longest - context}")
 
 
-def _check_stops(config: Config, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
-    unknown = [index for index in config.rollout.stop_ids if index >= len(tokenizer)]
-    wrong = f"the tokenizer has the ids 0 to {len(tokenizer) - 1}"
-    report.check(not unknown, "rollout.stop_ids", unknown, wrong, "give ids of that range")
-
-
 def _longest_sequences(config: Config) -> list[tuple[str, int, str]]:
     """For each folder of records: its setting, the longest sequence it leads to, and what to lower."""
-    objective = config.objective
     samples_valid = config.validation_samples
-    reads_valid = config.validation_metric == "loss" or isinstance(objective, DistillmSettings)
-    sampled = {"data.train": objective.samples, "data.valid": samples_valid, "data.plain_text": False}
-    recorded = {"data.train": objective.reads_responses, "data.valid": reads_valid, "data.plain_text": True}
+    sampled = {"data.train": config.objective.samples, "data.valid": samples_valid, "data.plain_text": False}
+    recorded = _reads_responses(config)
     found = []
     for field_name, folder in _folders(config).items():
         try:
@@ -111,6 +103,12 @@ def _longest_sequences(config: Config) -> list[tuple[str, int, str]]:
     return found
 
 
+def _reads_responses(config: Config) -> dict[str, bool]:
+    """For each folder of records whether its responses are read, and not its prompts alone."""
+    reads_valid = config.validation_metric == "loss" or isinstance(config.objective, DistillmSettings)
+    return {"data.train": config.objective.reads_responses, "data.valid": reads_valid, "data.plain_text": True}
+
+
 def _folders(config: Config) -> dict[str, Path]:
     """The record folders that the run names, by setting."""
     data = config.data
@@ -120,7 +118,7 @@ def _folders(config: Config) -> dict[str, Path]:
 
 def _check_pair(config: Config, student: OpenedModel, teacher: OpenedModel, report: Report) -> None:
     assert config.teacher is not None
-    ours, theirs = student[1], teacher[1]
+    ours, theirs = student.tokenizer, teacher.tokenizer
     other = "choose a student and a teacher of one family, or objective uld, which takes any teacher"
     report.check(
         ours.eos_token_id == theirs.eos_token_id,
@@ -136,7 +134,7 @@ def _check_pair(config: Config, student: OpenedModel, teacher: OpenedModel, repo
         f"its tokenizer ({len(theirs)} tokens) is not the student's ({len(ours)} tokens)",
         other,
     )
-    sizes = [model[0].get_text_config().vocab_size for model in (student, teacher)]
+    sizes = [rows_of(model.config) for model in (student, teacher)]
     if len({*sizes, len(ours)}) > 1:
         shared = min(*sizes, len(ours))
         report.notices.append(
@@ -147,13 +145,15 @@ def _check_pair(config: Config, student: OpenedModel, teacher: OpenedModel, repo
 
 def _check_strangers(config: Config, student: OpenedModel, teacher: OpenedModel, report: Report) -> None:
     """Any two tokenizers will do; two of one kind deserve better."""
-    if fingerprint(student[1]) == fingerprint(teacher[1]):
+    if fingerprint(student.tokenizer) == fingerprint(teacher.tokenizer):
         report.notices.append(
             f"{config.objective.name}: teacher and student have the same tokenizer; kd compares them token by token"
         )
 
 
-def _check_data(config: Config, tokenizer: PreTrainedTokenizerBase | None, report: Report) -> None:
+def _check_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase | None, known: KnownIds | None, report: Report
+) -> None:
     for name, folder in _folders(config).items():
         try:
             manifest = read_manifest(folder, name)
@@ -165,6 +165,8 @@ def _check_data(config: Config, tokenizer: PreTrainedTokenizerBase | None, repor
             continue
         wrong = wrong_contents(rows, manifest, len(tokenizer) if tokenizer is not None else None)
         report.check(wrong is None, name, str(folder), wrong or "", "run `make preprocess` again")
+        if tokenizer is not None and known is not None and wrong is None and known.size < len(tokenizer):
+            _check_ids(rows, known, name, folder, _reads_responses(config)[name], report)
         if tokenizer is not None:
             report.check(
                 manifest.tokenizer == fingerprint(tokenizer),
@@ -190,3 +192,12 @@ def _check_data(config: Config, tokenizer: PreTrainedTokenizerBase | None, repor
             f"{by_people} responses are not marked as a teacher's; seqkd never learns from the ground truth",
             "write them with data_prep.teacher_responses, or take objective sft",
         )
+
+
+def _check_ids(rows: Dataset, known: KnownIds, name: str, folder: Path, reads_responses: bool, report: Report) -> None:
+    """Compare the largest id in all records, not in the first ones alone, with the ids that have a row."""
+    read = ("prompt_ids", "input_ids", *(["response_ids"] if reads_responses else []))
+    largest = {column: largest_id(rows, column) for column in rows.column_names if column in read}
+    column = max(largest, key=lambda column: largest[column])
+    wrong = f"{column} holds the id {largest[column]}, {known.told}"
+    report.check(largest[column] < known.size, name, str(folder), wrong, RESIZE)

@@ -3,10 +3,12 @@
 import os
 import shutil
 
+import torch
 from deepspeed.accelerator import get_accelerator
 
 from distill.checks.report import Report
 from distill.config import Config
+from distill.deepspeed_settings import resolve_dtype
 from distill.objective_settings import Distillm2Settings, DistillmSettings
 
 
@@ -108,3 +110,6 @@ def check_machine(config: Config, report: Report) -> None:
         "processors compute in bf16 or fp32",
         "give auto, bf16 or fp32",
     )
+    if cpu and config.precision == "bf16" and resolve_dtype("auto") != torch.bfloat16:
+        told = "this processor has no bf16 instructions, its products may take a hundred times as long as in fp32"
+        report.notices.append(f"precision = bf16: {told}; auto takes fp32 here")

@@ -6,6 +6,7 @@ from distill.checkpoint.catalog import newest
 from distill.checks.report import Report
 from distill.config import RESOLVED, Config, load
 from distill.objective_settings import DistillmSettings
+from distill.optim import learning_rate_factor
 
 
 def check_resumption(config: Config, world_size: int | None, report: Report) -> None:
@@ -18,9 +19,8 @@ def check_resumption(config: Config, world_size: int | None, report: Report) -> 
         wrong = f"none of its checkpoints can be used ({', '.join(damaged)})"
         report.check(not damaged, "run.folder", str(folder), wrong, "put one back, or start in another folder")
         return
-    for field_name, now, before in _changed_settings(config):
-        wrong = f"the run in {folder} was started with {before!r}"
-        report.check(False, field_name, now, wrong, "give the old value, or another run.folder")
+    if (folder / RESOLVED).is_file():
+        _check_settings(config, load(folder / RESOLVED), found.state.step, report)
     layout, saved = (world_size, config.parallel.student_tp), (found.world_size, found.tp_size)
     if world_size is not None and layout != saved:
         told = f"by {saved[0]} ranks at TP {saved[1]}; it will be dealt out anew to {layout[0]} at TP {layout[1]}"
@@ -50,16 +50,23 @@ def _is_free(name: str, config: Config, before: Config) -> bool:
     return name.startswith(_FREE) and not adapts
 
 
-def _changed_settings(config: Config) -> list[tuple[str, object, object]]:
-    """Settings that differ from those the run folder was started with: name, value now, value then."""
-    copy = config.run.folder / RESOLVED
-    if not copy.is_file():
-        return []
-    before = load(copy)
+def _check_settings(config: Config, before: Config, step: int, report: Report) -> None:
+    """Compare the settings with those `before`, with which the folder was started or last continued, to `step`."""
     ours, theirs = (_flat(settings.model_dump(mode="json")) for settings in (config, before))
-    names = [name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name)]
-    bound = [name for name in dict.fromkeys(names) if not _is_free(name, config, before)]
-    return [(name, ours.get(name), theirs.get(name)) for name in bound]
+    names = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
+    free = [name for name in names if _is_free(name, config, before)]
+    for name in names:
+        if name not in free:
+            wrong = f"the run in {config.run.folder} was started with {theirs.get(name)!r}"
+            report.check(False, name, ours.get(name), wrong, "give the old value, or another run.folder")
+    told = [f"{name} {theirs.get(name)!r} → {ours.get(name)!r}" for name in free if name != "run.folder"]
+    if told:
+        report.notices.append(f"the run in {config.run.folder} goes on with other settings: {', '.join(told)}")
+    optim, old = config.optim, before.optim
+    if optim.schedule != "constant" and optim.steps != old.steps and step < optim.steps:
+        now, then = (of.lr * learning_rate_factor(step, of) for of in (optim, old))
+        other = f"another {optim.schedule} schedule, of {optim.steps} steps instead of {old.steps}"
+        report.notices.append(f"optim.steps: {other}; step {step + 1} trains at the rate {now:.3g}, not at {then:.3g}")
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from distill.engine import Engine
 from distill.errors import BadInput, Problem
 from distill.models.downloads import opened_at
 from distill.models.loading import load_config, load_generation_config, load_tokenizer
-from distill.models.vocabulary import eos_ids, shared_vocabulary
+from distill.models.vocabulary import KnownIds, ends_beyond, eos_ids, rows_of
 from distill.models.weights import check_weights
 from distill.topology import Topology
 
@@ -27,15 +27,20 @@ class Vocabulary:
     """The tokenizer of a family of models, with the ids they share and those that end a response."""
 
     tokenizer: PreTrainedTokenizerBase
-    size: int
+    known: KnownIds
     eos_ids: list[int]
+
+    @property
+    def size(self) -> int:
+        """How many ids they share."""
+        return self.known.size
 
 
 def common_vocabulary(models: Sequence[ModelSettings]) -> Vocabulary:
     """What the models share; the first one's tokenizer speaks for all.
 
     Raises:
-        BadInput: an unreadable model, one without whole weights, or one of another tokenizer.
+        BadInput: an unreadable model, one without whole weights, one of another tokenizer, or whose EOS has no row.
     """
     configs = [load_config(model, "model") for model in models]
     for model in models:
@@ -46,8 +51,14 @@ def common_vocabulary(models: Sequence[ModelSettings]) -> Vocabulary:
         if fingerprint(load_tokenizer(model.path, "model")) != fingerprint(tokenizer):
             wrong = f"its tokenizer is not that of {models[0].path!r}"
             raise BadInput(Problem("model", model.path, wrong, "compare models of one tokenizer"))
-    ends = eos_ids(tokenizer, [*configs, *map(load_generation_config, models)])
-    return Vocabulary(tokenizer, shared_vocabulary(tokenizer, *configs), ends)
+    generations = list(map(load_generation_config, models))
+    known = KnownIds.of(tokenizer, {repr(model.path): rows_of(of) for model, of in zip(models, configs, strict=True)})
+    problems: list[Problem] = []
+    for model, config, generation in zip(models, configs, generations, strict=True):
+        problems += ends_beyond("model", model.path, tokenizer, config, generation, known)
+    if problems:
+        raise BadInput(problems)
+    return Vocabulary(tokenizer, known, eos_ids(tokenizer, [*configs, *generations]))
 
 
 def load_frozen(

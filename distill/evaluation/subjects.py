@@ -15,6 +15,7 @@ from distill.evaluation.prompt_sets import ChoiceSet, PromptSet, TextSet, read_c
 from distill.evaluation.suite import Suite
 from distill.models.downloads import opened_at
 from distill.models.loading import load_config
+from distill.models.vocabulary import KnownIds
 
 TEACHER = "teacher"
 """What the suite's teacher is called."""
@@ -47,6 +48,19 @@ class Sets:
         return found | {
             name: max(len(prompt) + len(response) for prompt, response in of_set) for name, of_set in rows.items()
         }
+
+    def require(self, known: KnownIds, suite: Suite) -> None:
+        """Refuse token ids that no row is there for.
+
+        Raises:
+            BadInput: names the set, and the largest of them.
+        """
+        for name, prompts in self.prompts.items():
+            known.require(prompts.prompt_ids, f"sets.{name}", str(suite.sets[name]))
+        for name, choices in self.choices.items():
+            known.require([ids for row in choices.rows for ids in row], f"choices.{name}", str(suite.choices[name]))
+        for name, text in self.texts.items():
+            known.require([ids for row in text.rows for ids in row], f"texts.{name}", str(suite.texts[name]))
 
     @classmethod
     def read(cls, suite: Suite, vocabulary: Vocabulary) -> "Sets":
@@ -94,6 +108,7 @@ def subjects(suite: Suite, models: Mapping[str, ModelSettings]) -> list[Subject]
         if key not in known:
             known[key] = Sets.read(suite, vocabulary)
         _check_context(name, settings, known[key].longest(suite))
+        known[key].require(vocabulary.known, suite)
         origin = {
             "model": _weights(Path(opened_at(settings.path))),
             "tokenizer": fingerprint(vocabulary.tokenizer),

@@ -11,6 +11,11 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distill.errors import BadInput, Problem
+
+# Devices on which a look at a value waits for nothing.
+_SEEN_AT_ONCE = ("cpu",)
+
 
 @dataclass(frozen=True)
 class VocabShard:
@@ -50,18 +55,20 @@ class VocabShard:
         return [z.sub_(total.log()[:, None]) for z, total in zip(shifted, totals, strict=True)]
 
     def at(self, values: Float[Tensor, "n local"], ids: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Each row's value at its id where that is one of this rank's, else 0: to be summed over the ranks."""
-        here, column = self._columns(values, ids)
-        found = values.gather(-1, column[:, None]).squeeze(-1)
-        return found if self.group is None else torch.where(here, found, 0.0)
+        """Each row's value at its id where that is one of this rank's, else 0: to be summed over the ranks.
+
+        An id that no rank holds is refused, see `_places`.
+        """
+        here, column, elsewhere = self._places(values, ids)
+        return torch.where(here, values.gather(-1, column[:, None]).squeeze(-1), elsewhere)
 
     def add_at(
         self, values: Float[Tensor, "n local"], ids: Int[Tensor, " n"], amount: float | Float[Tensor, " n"]
     ) -> Float[Tensor, "n local"]:
         """Add, in place, to each row's value at its id, on the rank that holds it."""
-        here, column = self._columns(values, ids)
+        here, column, elsewhere = self._places(values, ids)
         rows = torch.arange(len(ids), device=ids.device)
-        values[rows, column] += amount if self.group is None else here.to(values.dtype) * amount
+        values[rows, column] += torch.where(here, amount, elsewhere).to(values.dtype)
         return values
 
     def gather(self, logits: Float[Tensor, "*n local"]) -> Float[Tensor, "*n vocab"]:
@@ -79,13 +86,23 @@ class VocabShard:
         if self.group is not None:
             raise ValueError(f"{name} orders the whole vocabulary, of which this rank has a part")
 
-    def _columns(self, values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether each id is this rank's, and its column; any column where it is not."""
-        if self.group is None:
-            return ids, ids
-        column = ids - self.start
+    def _places(self, values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether each id is this rank's, its column (any where it is not), and the value where another rank holds it.
+
+        That is 0, and NaN where no rank does: an accelerator is not waited for, and a NaN stops the step.
+
+        Raises:
+            BadInput: the ids are on the host, and no rank holds one of them. A 0 would pass for log 1, a certain token.
+        """
         last = values.shape[-1] - 1
-        return (column >= 0) & (column <= last), column.clamp(0, last)
+        size = sum(self.widths) or last + 1
+        known = (ids >= 0) & (ids < size)
+        if ids.device.type in _SEEN_AT_ONCE and not known.all():
+            wrong = f"the models know only 0 to {size - 1}"
+            raise BadInput(Problem("token id", int(ids[~known][0]), wrong, "find it in the records, and leave it out"))
+        column = ids - self.start
+        elsewhere = values.new_zeros(len(ids)).masked_fill_(~known, torch.nan)
+        return (column >= 0) & (column <= last) & known, column.clamp(0, last), elsewhere
 
 
 def gather_along(

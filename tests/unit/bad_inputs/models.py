@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from bad_inputs.case import Case, Place, cut, edit
 
@@ -59,6 +60,24 @@ def _promised(folder: Path) -> None:
     index = json.loads((folder / _INDEX).read_text())
     index["weight_map"]["model.no_such.weight"] = "part.safetensors"
     (folder / _INDEX).write_text(json.dumps(index))
+
+
+def _longer_tokenizer(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
+    tokenizer.save_pretrained(folder)
+
+
+def _narrow_teacher(place: Place) -> list[str]:
+    """A teacher with fewer rows than the tokenizer that it shares with the student."""
+    folder = place.model("teacher")
+    weights = load_file(folder / _SAFE)
+    save_file(
+        {name: weight[:300].clone() if len(weight) == 600 else weight for name, weight in weights.items()},
+        folder / _SAFE,
+    )
+    edit(folder / "config.json", vocab_size=300)
+    return place.doctor("rollout.stop_ids=[450]", teacher__path=str(folder))
 
 
 def _own_code(folder: Path) -> None:
@@ -187,6 +206,26 @@ MODELS = [
         "a vocabulary of another size",
         "its embedding has the shape [600, 32], its config.json says [700, 32]",
         _config(vocab_size=700),
+    ),
+    _changed(
+        "an end without a row",
+        "its embedding has 600 rows, EOS '<|im_end|>' is id 600; resize the embedding",
+        _longer_tokenizer,
+    ),
+    _changed(
+        "an end without a row that the config names",
+        "its config ends responses at the id 700, the tokenizer has the ids 0 to 599; correct eos_token_id in its",
+        _config(eos_token_id=[0, 700]),
+    ),
+    Case(
+        "records beyond the teacher's rows",
+        ", the embedding of the teacher has rows for 0 to 299; resize the embedding",
+        _narrow_teacher,
+    ),
+    Case(
+        "a stop id beyond the teacher's rows",
+        "rollout.stop_ids = [450]: the embedding of the teacher has rows for 0 to 299; give ids of that range",
+        _narrow_teacher,
     ),
     Case("a teacher of another family", "its EOS is '<|user|>', the student's is '<eos>'", _other_family),
 ]
