@@ -29,8 +29,9 @@ def test_variants_take_turns_and_warm_up() -> None:
     assert [len(took) for took in times.values()] == [2, 2]
 
 
-def test_floor_of_a_rollout_by_hand() -> None:
-    student, teacher = tiny_llama(10, 1, 1), tiny_llama(10, 2, 2)
+@pytest.mark.parametrize(("dtype", "item"), [(torch.bfloat16, 2), (torch.float32, 4)], ids=str)
+def test_floor_of_a_rollout_by_hand(dtype: torch.dtype, item: int) -> None:
+    student, teacher = tiny_llama(10, 1, 1).to(dtype), tiny_llama(10, 2, 2).to(dtype)
     # One layer: q and o 32·32, k and v 32·16, three of 32·64; the head 10·32.
     layer, head = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64, 10 * 32
     assert parameters(student) == (layer, head)
@@ -38,7 +39,7 @@ def test_floor_of_a_rollout_by_hand() -> None:
     # 3 rows, prompts of 7 tokens in all, 5 new tokens, 4 calls of the student and 2 of the teacher.
     by_arithmetic = 2 * ((7 + 4 * 3) * layer + 5 * 3 * head + (7 + 3 * 4) * 2 * layer + 15 * head)
     assert mixed_rollout_floor(student, teacher, 3, 7, 5, (4, 2), (1.0, 1e12)) == pytest.approx(by_arithmetic)
-    by_memory = 2 * (4 * layer + 4 * head + 2 * 2 * layer + head)
+    by_memory = item * (4 * layer + 4 * head + 2 * 2 * layer + head)
     assert mixed_rollout_floor(student, teacher, 3, 7, 5, (4, 2), (1e12, 1.0)) == pytest.approx(by_memory)
 
 
@@ -79,6 +80,9 @@ def test_a_run_writes_every_key(
     subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, timeout=300)
     figures = json.loads((tmp_path / "f.json").read_text())
     assert all(isinstance(figures[key], float) for key in KEYS[what])
+    # What this machine computes fast in: bf16 elsewhere would take a hundred times as long.
+    features = torch.cpu.get_capabilities()
+    assert figures["precision"] == ("bf16" if features.get("avx512_bf16") or features.get("amx_bf16") else "fp32")
     if what == "rollout":
         assert (figures["teacher_passes"], figures["student_passes"]) == (1.0, 1.0)
 

@@ -1,7 +1,7 @@
 """The least time that a rollout can take on this machine, from two measured rates.
 
 Every product y = xWᵀ of a forward must do 2·rows·|W| operations and read W once, so it takes at least
-max(2·rows·|W| / matrix rate, 2·|W| bytes / memory bandwidth) in bf16. Summed over what the algorithm cannot do without:
+max(2·rows·|W| / matrix rate, bytes of W / memory bandwidth). Summed over what the algorithm cannot do without:
 
 - each model reads the prompts and all response tokens but the last, each once, in as many forwards as it made; were
   they not of equal size, they would take longer;
@@ -21,9 +21,9 @@ from tools.benchmarks.timing import seconds
 _SIDE, _BYTES = 2048, 2**28
 
 
-def matrix_rate(device: str, repeats: int = 7) -> float:
-    """bf16 operations a second in a large square product; the best of several."""
-    a, b = (torch.randn(_SIDE, _SIDE, device=device).bfloat16() for _ in range(2))
+def matrix_rate(device: str, dtype: torch.dtype, repeats: int = 7) -> float:
+    """Operations a second in a large square product; the best of several."""
+    a, b = (torch.randn(_SIDE, _SIDE, device=device).to(dtype) for _ in range(2))
     torch.mm(a, b)
     return 2 * _SIDE**3 / min(seconds(lambda: torch.mm(a, b)) for _ in range(repeats))
 
@@ -54,9 +54,10 @@ def mixed_rollout_floor(
     """Seconds, as derived above; `prompt_tokens` over all rows, `calls` of student and teacher, `rates` of matrix
     products and of memory."""
     operations, memory = rates
+    item = teacher.dtype.itemsize
 
     def product(row_count: float, weights: int) -> float:
-        return max(2 * row_count * weights / operations, 2 * weights / memory)
+        return max(2 * row_count * weights / operations, item * weights / memory)
 
     def forwards(model: PreTrainedModel, count: int, head_count: int) -> float:
         layers, head = parameters(model)

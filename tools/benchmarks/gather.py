@@ -17,6 +17,7 @@ import torch
 
 from distill.config import ModelSettings, RolloutSettings
 from distill.console import leave, quiet_libraries
+from distill.deepspeed_settings import resolve_dtype
 from distill.engine import Engine
 from distill.rollout.worker import RolloutWorker
 from distill.topology import start, stop
@@ -31,8 +32,9 @@ _ZERO3: dict[str, Any] = {"zero_optimization": {"stage": 3}}
 
 def figures(rows: int, new_tokens: int, repeats: int) -> dict[str, object]:
     """`gather_once_speedup` of a small pair of models, and whether both ways sample the same."""
+    models = open_pair(None, None, "cpu", resolve_dtype("auto"))
     with tempfile.TemporaryDirectory() as folder:
-        for name, model in zip(("student", "teacher"), open_pair(None, None, "cpu", torch.bfloat16), strict=True):
+        for name, model in zip(("student", "teacher"), models, strict=True):
             model.save_pretrained(Path(folder) / name)
         command = ["deepspeed", "--num_accelerators", str(_RANKS), "--module", "tools.benchmarks.gather"]
         numbers = [str(number) for number in (repeats, rows, new_tokens)]
@@ -49,7 +51,7 @@ def main() -> None:
     quiet_libraries()
     topology = start()
     student, teacher = (
-        Engine(ModelSettings(path=f"{folder}/{name}"), _ZERO3, torch.bfloat16, topology, _VOCAB)
+        Engine(ModelSettings(path=f"{folder}/{name}"), _ZERO3, resolve_dtype("auto"), topology, _VOCAB)
         for name in ("student", "teacher")
     )
     prompts = random_prompts(rows, 32, _VOCAB, seed=topology.rank)

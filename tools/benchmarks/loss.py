@@ -15,11 +15,13 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
+from distill.deepspeed_settings import resolve_dtype
 from distill.models.heads import Finish
 from distill.models.vocab_shard import VocabShard
 from distill.objectives.chunked import HiddenLogits, sum_over_hidden
 from distill.objectives.closed_forms import reverse_kl
 from distill.objectives.divergences import exact, kl, log_probabilities
+from tools.benchmarks.models import name_of
 from tools.benchmarks.timing import interleaved
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -70,7 +72,7 @@ def _peak_resident_bytes() -> int:
 
 
 def _peak(name: str, sizes: dict[str, int], device: str, queue: "multiprocessing.Queue[float]") -> None:
-    given = inputs(sizes, torch.bfloat16, device)
+    given = inputs(sizes, resolve_dtype("auto"), device)
     accelerator = get_accelerator()
     if device == "cpu":
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of making the inputs
@@ -120,18 +122,19 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     device = get_accelerator().current_device_name()
     sizes = {"tokens": args.tokens, "hidden": args.hidden, "vocab": args.vocab}
     peaks = {name: extra_peak_bytes(name, sizes, device) for name in VARIANTS}
-    given = inputs(sizes, torch.bfloat16, device)
+    dtype = resolve_dtype("auto")
+    given = inputs(sizes, dtype, device)
     calls = {name: partial(forward_and_backward, of, given) for name, of in VARIANTS.items()}
     medians = {name: statistics.median(took) for name, took in interleaved(calls, args.repeats).items()}
     small = sizes | {"tokens": min(args.tokens, 256)}
     return {
         "device": device,
         **sizes,
+        "precision": name_of(dtype),
         "threads": torch.get_num_threads(),
         "memory_ratio": peaks["fused"] / peaks["plain"],
         "time_ratio": medians["fused"] / medians["plain"],
-        "rel_error_fp32": relative_error(torch.float32, small, device),
-        "rel_error_bf16": relative_error(torch.bfloat16, small, device),
+        **{f"rel_error_{name_of(each)}": relative_error(each, small, device) for each in {torch.float32, dtype}},
         **{f"{name}_mib": peak / 2**20 for name, peak in peaks.items()},
         **{f"{name}_seconds": value for name, value in medians.items()},
     }

@@ -25,6 +25,11 @@ SMOLLM2_135M: dict[str, Any] = {
 }
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype as recipes call it."""
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+
+
 def open_pair(
     teacher: Path | None, student: Path | None, device: str, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedModel]:

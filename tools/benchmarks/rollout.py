@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 
 from distill.config import RolloutSettings
 from distill.data.batches import Rollouts
+from distill.deepspeed_settings import resolve_dtype
 from distill.rollout.worker import RolloutWorker
 from distill.topology import Topology, start, stop
 from tools.benchmarks import gather
 from tools.benchmarks.floor import bandwidth, matrix_rate, mixed_rollout_floor
-from tools.benchmarks.models import open_pair, random_prompts
+from tools.benchmarks.models import name_of, open_pair, random_prompts
 from tools.benchmarks.plain import generate, mix_and_score
 from tools.benchmarks.timing import interleaved, ratio, spread
 
@@ -60,8 +61,8 @@ class Bench:
     """One batch of random prompts, and all ways of answering it."""
 
     def __init__(self, args: argparse.Namespace, topology: Topology):
-        self.args, self.topology = args, topology
-        self.student, self.teacher = open_pair(args.teacher, args.student, str(topology.device), torch.bfloat16)
+        self.args, self.topology, self.dtype = args, topology, resolve_dtype("auto")
+        self.student, self.teacher = open_pair(args.teacher, args.student, str(topology.device), self.dtype)
         self.vocab = min(model.get_output_embeddings().weight.shape[0] for model in (self.student, self.teacher))
         self.prompts = random_prompts(args.rows, args.prompt, self.vocab)
         self.settings = RolloutSettings(max_new_tokens=args.new_tokens, alpha=args.alpha, batch=args.rows)
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     times["full"] = times["mixed"]
     medians = {name: statistics.median(took) for name, took in times.items() if name != "full"}
     device = str(topology.device)
-    rates = matrix_rate(device), bandwidth(device)
+    rates = matrix_rate(device, bench.dtype), bandwidth(device)
     floor = mixed_rollout_floor(
         bench.student,
         bench.teacher,
@@ -139,6 +140,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     return {
         "device": device,
         "teacher": str(args.teacher or "random weights of SmolLM2-135M's shape"),
+        "precision": name_of(bench.dtype),
         "threads": torch.get_num_threads(),
         **{name: getattr(args, name) for name in ("rows", "prompt", "new_tokens", "alpha", "repeats")},
         **passes,
@@ -146,7 +148,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         "tokens_per_s_mixed": args.rows * args.new_tokens / medians["mixed"],
         "floor_fraction": floor / medians["mixed"],
         "floor_seconds": floor,
-        "gflops_bf16": rates[0] / 1e9,
+        f"gflops_{name_of(bench.dtype)}": rates[0] / 1e9,
         "gb_per_s": rates[1] / 1e9,
         **ranks,
         **{f"{name}_seconds": value for name, value in medians.items()},

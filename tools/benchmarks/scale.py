@@ -32,7 +32,6 @@ _SHAPES: dict[str, dict[str, Any]] = {
 }
 _SETTINGS: dict[str, Any] = {
     "objective": {"name": "minillm"},
-    "precision": "bf16",
     "optim": {"steps": 4, "batch_size": 8, "micro_batch": 2},
     "rollout": {"per_round": 8, "batch": 8, "max_new_tokens": 64, "inner_epochs": 1, "gather": "once"},
 }

@@ -2,7 +2,7 @@
 
 `step`: what the trainer does, on one rank under ZeRO-1, with fp32 master weights. `plain`: `model.generate`, then a
 forward of each model with the logits of the whole vocabulary at every response token, autograd, and torch's AdamW on
-the bf16 weights, which is the least one could write.
+the weights as they are, which is the least one could write.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from distill import objectives
 from distill.config import ModelSettings, OptimSettings, RolloutSettings
 from distill.data.batches import TokenBatch
+from distill.deepspeed_settings import resolve_dtype
 from distill.engine import Engine
 from distill.objective_settings import KdSettings
 from distill.objectives.divergences import kl, log_probabilities
@@ -27,7 +28,7 @@ from distill.teacher import Teacher
 from distill.telemetry import Stopwatch
 from distill.topology import Topology, start, stop
 from distill.update import Updater
-from tools.benchmarks.models import open_pair, random_prompts
+from tools.benchmarks.models import name_of, open_pair, random_prompts
 from tools.benchmarks.plain import generate, prompt_inputs
 from tools.benchmarks.timing import interleaved, ratio, spread
 
@@ -38,11 +39,11 @@ _LR = 1e-6  # small, so that the last step does the same work as the first
 class Ours:
     """A student and teacher under DeepSpeed, taking steps."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path, topology: Topology, vocab: int):
+    def __init__(self, args: argparse.Namespace, folder: Path, topology: Topology, vocab: int, dtype: torch.dtype):
         self.rows = torch.arange(args.rows)
         optim = OptimSettings(lr=_LR, steps=10**6, micro_batch=args.micro_batch)
         student, teacher = (
-            Engine(ModelSettings(path=str(folder / name)), _ZERO1, torch.bfloat16, topology, vocab, optim=given)
+            Engine(ModelSettings(path=str(folder / name)), _ZERO1, dtype, topology, vocab, optim=given)
             for name, given in (("student", optim), ("teacher", None))
         )
         rollout = RolloutSettings(alpha=0.0, max_new_tokens=args.new_tokens, batch=args.rows)
@@ -92,13 +93,13 @@ def plain_step(
 def run(args: argparse.Namespace) -> dict[str, object]:
     """`step_over_plain`, and where the time of a step goes."""
     topology = start()
-    device = str(topology.device)
-    student, teacher = open_pair(args.teacher, args.student, device, torch.bfloat16)
+    device, dtype = str(topology.device), resolve_dtype("auto")
+    student, teacher = open_pair(args.teacher, args.student, device, dtype)
     vocab = min(model.get_output_embeddings().weight.shape[0] for model in (student, teacher))
     with tempfile.TemporaryDirectory() as folder:
         for name, model in (("student", student), ("teacher", teacher)):
             model.save_pretrained(Path(folder) / name)
-        ours = Ours(args, Path(folder), topology, vocab)
+        ours = Ours(args, Path(folder), topology, vocab, dtype)
     teacher.requires_grad_(False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=_LR)
     prompts = random_prompts(args.rows, args.prompt, vocab).to(topology.device)
@@ -116,6 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     return {
         "device": device,
         "teacher": str(args.teacher or "random weights of SmolLM2-135M's shape"),
+        "precision": name_of(dtype),
         "threads": torch.get_num_threads(),
         **{name: getattr(args, name) for name in ("rows", "prompt", "new_tokens", "micro_batch", "repeats")},
         **ratio(times, "step", "plain"),
