@@ -208,9 +208,7 @@ class Shards:
         if not steps:
             return  # nor has it moments: a state of a count alone would be taken for a whole one
         for flat in self.flats:
-            # torch's own counts in a tensor on the host.
-            is_torch = isinstance(self._adam, torch.optim.AdamW)
-            self._adam.state[flat]["step"] = torch.tensor(float(steps)) if is_torch else steps
+            self._adam.state[flat]["step"] = self._count(steps, flat.device)
         if hasattr(self._adam, "ds_opt_adam"):
             # DeepSpeed's on the host multiplies its powers of β as it goes, and takes others, a bit off, after a leap.
             group, nothing = self._adam.param_groups[0], [torch.zeros(1) for _ in range(4)]
@@ -218,6 +216,13 @@ class Shards:
             for step in range(1, steps + 1):
                 for _ in self.flats:
                     self._adam.ds_opt_adam.adam_update(self._adam.opt_id, step, *given, *nothing)
+
+    def _count(self, steps: int, device: torch.device) -> Tensor | int:
+        """A count of steps as the optimizer keeps it: torch's in a tensor, on the device where its kernels are fused."""
+        if not isinstance(self._adam, torch.optim.AdamW):
+            return steps
+        fused = any(group.get("fused") for group in self._adam.param_groups)
+        return torch.tensor(float(steps), device=device if fused else "cpu")
 
     @property
     def _scaler(self) -> Any:
