@@ -16,6 +16,7 @@ from deepspeed.runtime.utils import clip_grad_norm_
 from deepspeed.utils import groups
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim import AdamW
 from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -85,15 +86,19 @@ class Engine:
         self, model: PreTrainedModel, ds_config: dict[str, Any], optim: OptimSettings
     ) -> deepspeed.DeepSpeedEngine:
         model.train()
-        offloaded = "offload_optimizer" in ds_config["zero_optimization"]
-        # torch's AdamW needs no compiler on CPU ranks; with offload DeepSpeed insists on its own CPU Adam.
-        torch_adam = self.topology.device.type == "cpu" and not offloaded
-        params = {"lr": optim.lr, "betas": list(optim.betas), "weight_decay": 0.0, "torch_adam": torch_adam}
-        ds_config["optimizer"] = {"type": "AdamW", "params": params}
+        fused = self.topology.device.type == "cuda"
+        given: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "weight_decay": 0.0}
+        # torch's AdamW comes with its wheel. DeepSpeed would compile one of its own with nvcc when a run starts; it
+        # insists on that where the optimizer's state lies in host memory.
+        build: Callable[[Any], AdamW] | None = lambda groups: AdamW(groups, fused=fused, **given)  # noqa: E731
+        if "offload_optimizer" in ds_config["zero_optimization"]:
+            ds_config["optimizer"] = {"type": "AdamW", "params": given | {"betas": list(optim.betas)}}
+            build = None
         engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=parameter_groups(model, optim.weight_decay),
             config=ds_config,
+            optimizer=build,
             lr_scheduler=lambda optimizer: schedule(optimizer, optim),
         )
         _tell_norm(engine)
@@ -140,8 +145,8 @@ class Engine:
         """Let ZeRO-3 learn the order of the modules anew from the next forward.
 
         It fetches weights ahead in the order of the first forward. A head that was called there and is not called later
-        would be on its way when it is gathered for the loss, which is an error. A first forward without a backward would
-        leave it fetching each weight again in every backward to come.
+        would be on its way when it is gathered for the loss, which is an error. A first forward without a backward
+        would leave it fetching each weight again in every backward to come.
         """
         offload = _parameter_offload(self._ds)
         if offload is not None and not offload.get_param_coordinator().is_invalid_trace():

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from distill.build_locks import remove_stale_locks
 from distill.errors import BadInput, Problem
-from distill.host import find_ninja, interface_towards, prepare_cpu_rank, unlink_shared_buffer
+from distill.host import (
+    find_ninja,
+    interface_towards,
+    leave_out_cudnn_attention,
+    prepare_cpu_rank,
+    unlink_shared_buffer,
+)
 
 T = TypeVar("T")
 
@@ -115,6 +121,7 @@ def start(tp_size: int = 1, timeout_minutes: float = _TIMEOUT_MINUTES) -> Topolo
     find_ranks()
     choose_interface(os.environ["MASTER_ADDR"])
     find_ninja()
+    leave_out_cudnn_attention()
     accelerator, timeout = get_accelerator(), timedelta(minutes=timeout_minutes)
     if accelerator.device_name() == "cpu":
         prepare_cpu_rank()

@@ -1,8 +1,13 @@
 """Whether DeepSpeed would take its JSON: asked of its own settings models, before any rank starts."""
 
 import difflib
+import os
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import BaseModel, ValidationError
@@ -61,9 +66,34 @@ def _check_section(name: str, given: Any, model: type[BaseModel], config: Config
         report.check(False, name, given, f"{where}: {error}", "correct or remove it")
     if name == "zero_optimization":
         _check_savable(given, where, report)
+        _check_compilers(given, where, report)
     if name == "zero_optimization" and stage in (0, 1):
         wrong = f"works with stages 2 and 3 only, the stage is {stage}"
         report.check(not given.get("overlap_comm"), f"{name}.overlap_comm", True, wrong, "set it to false")
+
+
+# The form of an architecture that DeepSpeed can read; torch reads 9.0a, too.
+_ARCHITECTURE = re.compile(r"\d+\.\d+(\+PTX)?")
+
+
+def _check_compilers(given: dict[str, Any], where: str, report: Report) -> None:
+    """An optimizer in host memory needs DeepSpeed's own Adam, which is compiled when the run starts."""
+    asked = given.get("offload_optimizer")
+    on_host = isinstance(asked, dict) and asked.get("device", "none") != "none"
+    if not on_host or get_accelerator().device_name() != "cuda":
+        return
+    compiler, home = os.environ.get("CXX", "g++"), os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc") or (home and shutil.which("nvcc", path=str(Path(home) / "bin")))
+    instead = "or give a DeepSpeed JSON without offload_optimizer, which needs no compiler"
+    wrong = f"{where}; its Adam is compiled when the run starts, and there is no"
+    name = "zero_optimization.offload_optimizer"
+    report.check(shutil.which(compiler) is not None, name, asked, f"{wrong} {compiler}", f"install it, {instead}")
+    report.check(bool(nvcc), name, asked, f"{wrong} nvcc", f"install the CUDA toolkit or set CUDA_HOME, {instead}")
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    odd = [item for item in re.split(r"[;\s]+", listed.strip()) if item and not _ARCHITECTURE.fullmatch(item)]
+    plain = re.sub(r"(\d+\.\d+)[a-z]", r"\1", listed)
+    wrong = f"DeepSpeed cannot read {', '.join(odd)}, and compiles its Adam for offload_optimizer"
+    report.check(not odd, "TORCH_CUDA_ARCH_LIST", listed, wrong, f"give TORCH_CUDA_ARCH_LIST={plain!r}")
 
 
 def _check_savable(given: dict[str, Any], where: str, report: Report) -> None:
