@@ -218,7 +218,7 @@ class Shards:
                     self._adam.ds_opt_adam.adam_update(self._adam.opt_id, step, *given, *nothing)
 
     def _count(self, steps: int, device: torch.device) -> Tensor | int:
-        """A count of steps as the optimizer keeps it; torch's is a tensor, on the device where its kernels are fused."""
+        """A count of steps as the optimizer keeps it; torch's is a tensor, on the device where kernels are fused."""
         if not isinstance(self._adam, torch.optim.AdamW):
             return steps
         fused = any(group.get("fused") for group in self._adam.param_groups)
