@@ -174,26 +174,3 @@ def test_torchrun_starts_ranks_too(recipe: Callable, environment: dict, root: Pa
     wrong = "distill: optim.batch_size = 3: does not divide over 2 data-parallel ranks"
     assert sum(line.startswith(wrong) for line in said) == 2, "once for each start"
     assert not any("--master_port" in line for line in said)
-
-
-def test_teacher_writes_responses(launch: Callable, models_dir: Path, tmp_path: Path) -> None:
-    for name, count in (("p", 5), ("q", 2)):
-        prompts = [{"id": str(n), "instruction": f"Say {n}."} for n in range(count)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
-    arguments = ["--teacher", str(models_dir / "teacher"), "--template", "chat", "--max-new-tokens", "6"]
-    files = {name: str(tmp_path / f"{name}.jsonl") for name in "pq"}
-    both = ["--data", files["q"], "--greedy-data", files["p"]]
-    for out, ranks, data in (("two", 2, both), ("one", 1, both), ("sampled", 2, ["--data", files["p"]])):
-        where = ["--out", str(tmp_path / out)]
-        launch("--no_local_rank", "--module", "data_prep.teacher_responses", *arguments, *data, *where, ranks=ranks)
-
-    def outputs(out: str, name: str) -> list[str]:
-        rows = [json.loads(line) for line in (tmp_path / out / f"{name}.jsonl").read_text().splitlines()]
-        assert [row["id"] for row in rows] == [str(n) for n in range(len(rows))]
-        assert all(isinstance(row["complete"], bool) for row in rows)
-        return [row["output"] for row in rows]
-
-    assert len(outputs("two", "p")) == 5
-    assert outputs("two", "p") == outputs("one", "p"), "the number of ranks does not matter"
-    assert outputs("two", "q") == outputs("one", "q")
-    assert outputs("two", "p") != outputs("sampled", "p")

@@ -12,11 +12,14 @@ from pathlib import Path
 import datasets
 import psutil
 import pytest
+from plain_records import ODD, at_the_limits, plain_records, plain_rows
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data_prep.pool import processes
 from data_prep.preprocess import run_preprocess
 from data_prep.tokenize import Recipe
-from distill.data.loading import InstructionRecords, TextRecords
 from distill.data.records import Kind
 from distill.errors import BadInput
 
@@ -25,17 +28,29 @@ SHARD = 20_000
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Path:
+def raw(tmp_path_factory: pytest.TempPathFactory, corpus: list[str], tokenizer: PreTrainedTokenizerFast) -> Path:
     """Two jsonl files of instructions with a `text` field, and one of plain lines; 45 shards in all."""
     folder = tmp_path_factory.mktemp("raw")
-    rows = [
-        json.dumps({"instruction": text, "output": f"{n} {text}", "text": f"{text} {n}"})
-        for n in range(3)
-        for text in corpus
-    ]
-    (folder / "a.jsonl").write_text("\n".join(rows[:1000]) + "\n")
-    (folder / "b.jsonl").write_text("\n".join(rows[1000:]))
+    rows = [{"instruction": text, "output": f"{n} {text}", "text": f"{text} {n}"} for n in range(3) for text in corpus]
+    for number, odd in enumerate([*ODD, *at_the_limits(tokenizer)]):
+        rows.insert(150 * number + 7, odd | {"text": f"Odd: {number}."})
+    lines = [json.dumps(row) for row in rows]
+    (folder / "a.jsonl").write_text("\n\n".join(lines[:1000]) + "\n")
+    (folder / "b.jsonl").write_text("\n".join(lines[1000:]))
     (folder / "c.txt").write_text("\n\n".join(corpus * 2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that puts BOS before each text and EOS behind it, as some do; BOS is `<|user|>` here."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    ends = [("<|user|>", 1), ("<eos>", 0)]
+    backend.post_processor = TemplateProcessing(single="<|user|> $A <eos>", special_tokens=ends)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", bos_token="<|user|>")
+    fast.chat_template = tokenizer.chat_template
+    folder = tmp_path_factory.mktemp("tokenizer")
+    fast.save_pretrained(folder)
     return folder
 
 
@@ -44,26 +59,26 @@ def inputs(raw: Path, kind: Kind) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, raw: Path, models_dir: Path) -> dict[Kind, Path]:
+def alone(tmp_path_factory: pytest.TempPathFactory, raw: Path, tokenizer_dir: Path) -> dict[Kind, Path]:
     """The records of each kind as one process writes them."""
     folder = tmp_path_factory.mktemp("alone")
     kinds: tuple[Kind, ...] = ("instructions", "text")
     for kind in kinds:
-        run_preprocess(inputs(raw, kind), folder / kind, recipe_of(models_dir), kind, shard_bytes=SHARD, workers=1)
+        run_preprocess(inputs(raw, kind), folder / kind, recipe_of(tokenizer_dir), kind, shard_bytes=SHARD, workers=1)
     return {kind: folder / kind for kind in kinds}
 
 
-def recipe_of(models_dir: Path) -> Recipe:
-    return Recipe(str(models_dir / "student"), "alpaca", max_prompt=200, max_length=300)
+def recipe_of(tokenizer_dir: Path, template: str = "alpaca") -> Recipe:
+    return Recipe(str(tokenizer_dir), template, max_prompt=200, max_length=300)
 
 
 def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def command(raw: Path, models_dir: Path, out: Path, kind: Kind, *more: str) -> list[str]:
+def command(raw: Path, tokenizer_dir: Path, out: Path, kind: Kind, *more: str) -> list[str]:
     line = [sys.executable, "-m", "data_prep.preprocess", "--data", *inputs(raw, kind), "--out", str(out)]
-    line += ["--tokenizer", str(models_dir / "student"), "--kind", kind, "--template", "alpaca"]
+    line += ["--tokenizer", str(tokenizer_dir), "--kind", kind, "--template", "alpaca"]
     return [*line, "--max-prompt", "200", "--max-length", "300", "--shard-bytes", str(SHARD), *more]
 
 
@@ -82,14 +97,31 @@ def mpirun(ranks: int, line: list[str], root: Path, environment: dict[str, str])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "workers"), [("instructions", 2), ("text", 3)])
-def test_any_number_of_processes_writes_the_same_bytes(
-    kind: Kind, workers: int, raw: Path, alone: dict[Kind, Path], models_dir: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("kind", "template", "workers", "shard"),
+    [
+        ("instructions", "alpaca", 1, SHARD),
+        ("instructions", "chat", 3, SHARD),
+        ("text", "alpaca", 1, 10**7),
+        ("text", "alpaca", 2, SHARD),
+    ],
+)
+def test_records_are_those_of_a_plain_loop(
+    kind: Kind, template: str, workers: int, shard: int, raw: Path, tokenizer_dir: Path, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(models_dir)
-    run_preprocess(inputs(raw, kind), tmp_path / "out", recipe, kind, shard_bytes=SHARD, workers=workers)
-    assert len(hashes(tmp_path / "out")) > 20
-    assert hashes(tmp_path / "out") == hashes(alone[kind])
+    """Record by record and in order, whoever writes them and in whichever shards."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    expected, counts = plain_records(raw, tokenizer, template) if kind == "instructions" else plain_rows(raw, tokenizer)
+    if kind == "instructions" and template == "alpaca":
+        assert max(len(record["prompt_ids"]) for record in expected) == 200
+        fills = [record for record in expected if record["response_ids"][-1:] == [0]]
+        assert max(len(record["prompt_ids"] + record["response_ids"]) for record in fills) == 300
+    recipe, out = recipe_of(tokenizer_dir, template), tmp_path / "out"
+    made = run_preprocess(inputs(raw, kind), out, recipe, kind, shard_bytes=shard, workers=workers)
+    assert len(list(out.glob("*.arrow"))) > 20 or shard > SHARD
+    assert datasets.load_from_disk(str(out)).to_list() == expected
+    assert made.manifest.counts == counts
+    assert min(counts.values()) > 0, "each kind of record is there"
 
 
 @pytest.mark.slow
@@ -99,28 +131,18 @@ def test_a_worker_that_is_killed_ends_the_run() -> None:
 
 
 @pytest.mark.slow
-def test_rows_do_not_depend_on_the_shards(raw: Path, alone: dict[Kind, Path], models_dir: Path, tmp_path: Path) -> None:
-    for kind, folder in alone.items():
-        recipe, one = recipe_of(models_dir), 10**7
-        whole = run_preprocess(inputs(raw, kind), tmp_path / kind, recipe, kind, shard_bytes=one, workers=1)
-        rows = datasets.load_from_disk(str(folder))
-        assert len(list((tmp_path / kind).glob("*.arrow"))) == 1
-        assert rows.to_list() == datasets.load_from_disk(str(tmp_path / kind)).to_list()
-        assert len(rows) == whole.manifest.counts["kept"]
-    assert InstructionRecords(alone["instructions"], "x").batch([0, 1871]).response_lengths.min() > 0
-    assert TextRecords(alone["text"], "x").batch([5, 0]).response_ids.shape == (2, 299)
-
-
-@pytest.mark.slow
 @needs_mpirun
 def test_mpi_ranks_write_the_same_bytes_and_end_with_one_message_about_bad_lines(
-    raw: Path, alone: dict[Kind, Path], models_dir: Path, tmp_path: Path, root: Path, environment: dict[str, str]
+    raw: Path, alone: dict[Kind, Path], tokenizer_dir: Path, tmp_path: Path, root: Path, environment: dict[str, str]
 ) -> None:
     """Two runs in one launch: its ranks take seconds to start."""
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "a.jsonl").write_text('{"instruction": "Go."}\n' * 2000 + "{\n")
-    runs = [command(raw, models_dir, tmp_path / "out", "text"), command(bad, models_dir, bad / "out", "instructions")]
+    runs = [
+        command(raw, tokenizer_dir, tmp_path / "out", "text"),
+        command(bad, tokenizer_dir, bad / "out", "instructions"),
+    ]
     done = mpirun(2, in_turn(runs), root, environment)
     assert done.returncode == 2, done.stderr
     assert "with 2 workers" in done.stdout
@@ -166,13 +188,13 @@ main()
 def test_a_killed_run_goes_on_to_the_same_bytes(
     raw: Path,
     alone: dict[Kind, Path],
-    models_dir: Path,
+    tokenizer_dir: Path,
     tmp_path: Path,
     root: Path,
     environment: dict[str, str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    line = command(raw, models_dir, tmp_path / "out", "instructions", "--workers", "2")
+    line = command(raw, tokenizer_dir, tmp_path / "out", "instructions", "--workers", "2")
     line[1:3] = ["-c", STOPS_AT_THREE]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(line, cwd=root, env=environment, **pipes) as running:
@@ -187,7 +209,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert len(list(tmp_path.glob("out.partial/*/shards/*.json"))) == 3
     assert len(list(alone["instructions"].glob("*.arrow"))) > len(written) >= 3
     assert not (tmp_path / "out").exists()
-    recipe, given = recipe_of(models_dir), inputs(raw, "instructions")
+    recipe, given = recipe_of(tokenizer_dir), inputs(raw, "instructions")
     run_preprocess(given, tmp_path / "out", recipe, shard_bytes=SHARD, workers=1)
     assert "continues: 3 of" in capsys.readouterr().out
     assert hashes(tmp_path / "out") == hashes(alone["instructions"])

@@ -65,25 +65,6 @@ def test_text_templates(
     assert ("paired with an input" in text) == (template == "alpaca")
 
 
-def test_long_prompts_are_dropped_and_long_responses_cut(recipe: Recipe, tmp_path: Path) -> None:
-    rows = [
-        {"instruction": "word " * 100, "output": "x"},
-        {"instruction": "Go.", "output": "word " * 100},
-        {"instruction": "Go.", "output": "unfinished", "complete": False},
-    ]
-    manifest = preprocess([write(tmp_path / "a.jsonl", *rows)], tmp_path / "out", recipe, workers=1)
-    assert manifest.counts == {
-        "dropped: prompt longer than MAX_PROMPT": 1,
-        "kept": 2,
-        "kept: response cut at MAX_LENGTH": 1,
-        "read": 3,
-    }
-    cut, unfinished = datasets.load_from_disk(str(tmp_path / "out"))
-    assert len(cut["prompt_ids"]) + len(cut["response_ids"]) == recipe.max_length
-    assert cut["response_ids"][-1] != 0
-    assert unfinished["response_ids"][-1] != 0, "a response that was cut off gets no EOS"
-
-
 BAD_LINES = [
     ('{"instruction": "a", "output": "b"', "not valid JSON at column"),
     ("[1, 2]", "a JSON object is needed, this is a list"),
@@ -163,17 +144,6 @@ def test_tokenizers_do_not_mix(recipe: Recipe, tokenizer: PreTrainedTokenizerFas
     )
     with pytest.raises(BadInput, match="holds records of another tokenizer"):
         preprocess([data], tmp_path / "out", Recipe(str(tmp_path / "tok"), "plain", 40, 60), workers=1)
-
-
-def test_any_number_of_workers_writes_the_same_rows(recipe: Recipe, tmp_path: Path) -> None:
-    rows = [{"instruction": f"Say {n}.", "output": f"{n}"} for n in range(300)]
-    data = [write(tmp_path / "b.jsonl", *rows[150:]), write(tmp_path / "a.jsonl", *rows[:150])]
-    for workers in (1, 3):
-        preprocess([str(tmp_path / "[ab].jsonl")], tmp_path / f"out{workers}", recipe, workers=workers)
-    one, three = (datasets.load_from_disk(str(tmp_path / f"out{n}")).to_list() for n in (1, 3))
-    assert one == three
-    assert [row["prompt"] for row in one] == [row["instruction"] for row in rows]
-    assert len(data) == 2
 
 
 def test_plain_text_is_packed_without_loss(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
