@@ -3,8 +3,7 @@
 Nothing here is taken from the code under test: plain torch and transformers, one row at a time.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,16 +19,6 @@ ALPACA_WITH_INPUT = (
 )
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: such small models are many times slower on two that other processes share."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@one_thread()
 def learn_by_heart(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], steps: int = 80) -> None:
     """Train until the likeliest answer to each prompt is its own; a prompt with two answers gives each half the time.
 
@@ -51,7 +40,6 @@ def learn_by_heart(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[
     model.eval()
 
 
-@one_thread()
 def greedy(model: PreTrainedModel, prompt: list[int], limit: int, ends: list[int]) -> list[int]:
     """The likeliest token each time until one of `ends` or the limit, as plain transformers write it."""
     settings = {"do_sample": False, "max_new_tokens": limit, "eos_token_id": ends, "pad_token_id": ends[0]}
@@ -59,7 +47,6 @@ def greedy(model: PreTrainedModel, prompt: list[int], limit: int, ends: list[int
     return found
 
 
-@one_thread()
 @torch.no_grad()
 def log_probs(model: PreTrainedModel, prompt: list[int], ids: list[int]) -> Tensor:
     """[len(ids), vocabulary], fp64: what the model says at each place of a response."""

@@ -7,7 +7,12 @@ from torch import Tensor
 
 from distill.models.heads import Finish
 from distill.models.vocab_shard import WHOLE, VocabShard
-from distill.objectives.chunked import Evaluate, _evaluate_in_rows
+from distill.objectives.chunked import Evaluate, SumOverTokens, _evaluate_in_rows
+
+
+def over(logits: Tensor) -> SumOverTokens:
+    """The student's side of a loss, from whole logits."""
+    return lambda evaluate: sum_over_logits(logits, evaluate)
 
 
 def sum_over_logits(logits: Tensor, evaluate: Evaluate, shard: VocabShard = WHOLE) -> Tensor:

@@ -59,14 +59,14 @@ class Follower:
         together: Together = on_this_rank,
     ):
         self.model, self.settings, self.vocab, self.together = model, settings, vocab, together
+        self.keep_hidden = keep_hidden
         self.reader = Reader(model, prompts, settings.max_new_tokens)
         shape, device = (len(prompts), settings.max_new_tokens), prompts.prompt_ids.device
-        width = model.config.get_text_config().hidden_size
         self._scores = Scores(
             torch.zeros(shape, device=device),
             torch.zeros(shape, device=device),
             torch.zeros(shape, dtype=torch.int32, device=device),
-            torch.zeros((*shape, width), dtype=model.dtype, device=device) if keep_hidden else None,
+            None,
         )
         self._rows = torch.arange(len(prompts), device=device)
         self._read = self._scored = 0
@@ -123,8 +123,13 @@ class Follower:
         self._read = tokens.shape[1]
         columns = slice(self._scored, self._scored + block.shape[1])
         self._scores.reads[self._rows, columns] += 1
-        if self._scores.hidden is not None:
-            self._scores.hidden[self._rows, columns] = block
+        if self.keep_hidden:
+            hidden = self._scores.hidden
+            if hidden is None:
+                # As wide as they come: OPT-350m's are narrower than its `hidden_size`.
+                hidden = block.new_zeros((*self._scores.reads.shape, block.shape[-1]))
+                self._scores = self._scores._replace(hidden=hidden)
+            hidden[self._rows, columns] = block
         return block
 
     def _score(self, hidden: Float[Tensor, "rows new hidden"], tokens: Int[Tensor, "batch so_far"]) -> None:

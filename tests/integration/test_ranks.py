@@ -1,4 +1,7 @@
-"""Real DeepSpeed ranks: the number of ranks, the ZeRO stage and the micro-batch split do not change the numbers."""
+"""Real DeepSpeed ranks: the number of ranks, the ZeRO stage and the micro-batch split do not change the numbers.
+
+One rank and two under ZeRO-3 are held against an independent reference in test_reference_runs.py; other layouts here.
+"""
 
 import json
 from collections.abc import Callable
@@ -50,8 +53,6 @@ REFERENCES = {
 }
 # Name → what it must equal, ranks and overrides.
 VARIANTS = {
-    "split over 4 micro-batches": ("minillm", 1, ["optim.micro_batch=2"]),
-    "2 ranks, ZeRO-3": ("minillm", 2, ["optim.micro_batch=4"]),
     "2 ranks, micro-batch 1, decode batch 3": ("minillm", 2, ["optim.micro_batch=1", "rollout.batch=3"]),
     "2 ranks, sampled layer by layer": ("minillm", 2, ["rollout.gather=layer"]),
     "2 ranks, activations recomputed": ("minillm", 2, ["student.gradient_checkpointing=true"]),
@@ -59,10 +60,6 @@ VARIANTS = {
     "2 ranks, ZeRO-1": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero1.json"]),
     "2 ranks, ZeRO-2": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero2.json"]),
     "2 ranks, ZeRO-3 in host memory": ("minillm", 2, ["parallel.deepspeed=ds_configs/zero3_offload.json"]),
-    "2 ranks, untied head": ("untied", 2, ["optim.micro_batch=4", UNTIED]),
-    "2 ranks, kd": ("kd", 2, ["optim.micro_batch=1", KD, NO_TEXT]),
-    "2 ranks, distillm2": ("distillm2", 2, ["optim.micro_batch=1", DISTILLM2, NO_TEXT]),
-    "2 ranks, sft": ("sft", 2, ["optim.micro_batch=2", SFT, NO_TEXT]),
     "4 ranks": ("minillm", 4, ["optim.micro_batch=2"]),
     "4 ranks, sft": ("sft", 4, ["optim.micro_batch=2", SFT, NO_TEXT]),
     "4 ranks, kd": ("kd", 4, ["optim.micro_batch=2", KD, NO_TEXT]),

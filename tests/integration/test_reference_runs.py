@@ -1,7 +1,7 @@
 """Whole runs of the real program on real ranks, against the independent reference in tests/reference."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,6 @@ def runs(
             (folder / f"{layout}.json").write_text(json.dumps(jobs))
             launch("tests/ranks/train_many.py", str(folder / f"{layout}.json"), ranks=ranks)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The reference's products are tiny: a second thread would only wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

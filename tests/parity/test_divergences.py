@@ -1,5 +1,6 @@
 """Every divergence: by hand, at its limits, at extreme logits, and its closed form against autograd and differences."""
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -166,13 +167,12 @@ EXTREMES = {
 
 
 @each
-@pytest.mark.parametrize("student", EXTREMES)
-@pytest.mark.parametrize("teacher", EXTREMES)
-def test_extreme_logits_give_no_nan(case: str, student: str, teacher: str) -> None:
-    value, gradient = closed(case)(*(EXTREMES[name][None].log_softmax(-1) for name in (student, teacher)))
-    assert bool(value.isfinite().all())
-    assert bool(gradient.isfinite().all())
-    assert float(value) >= -1e-6
+def test_extreme_logits_give_no_nan(case: str) -> None:
+    for student, teacher in itertools.product(EXTREMES, EXTREMES):
+        value, gradient = closed(case)(*(EXTREMES[name][None].log_softmax(-1) for name in (student, teacher)))
+        assert bool(value.isfinite().all()), (student, teacher)
+        assert bool(gradient.isfinite().all()), (student, teacher)
+        assert float(value) >= -1e-6, (student, teacher)
 
 
 @each
