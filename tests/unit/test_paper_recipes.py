@@ -10,8 +10,9 @@ from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 from distill import cli
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch/recipes/paper"
-GPT2 = GPT2Config(architectures=["GPT2LMHeadModel"])
-GPT2_XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25, architectures=["GPT2LMHeadModel"])
+# The tests' tokenizer ends a text with id 0.
+GPT2 = GPT2Config(eos_token_id=0, architectures=["GPT2LMHeadModel"])
+GPT2_XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25, eos_token_id=0, architectures=["GPT2LMHeadModel"])
 LLAMA_7B = LlamaConfig(architectures=["LlamaForCausalLM"])
 LLAMA_13B = LlamaConfig(
     hidden_size=5120,
