@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RANKS ?= 2
 
-.PHONY: help env demo preprocess test test-multinode test-faults check format docs clean
+.PHONY: help env demo preprocess test test-multinode test-faults mutants mutants-sample check format docs clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -29,11 +29,12 @@ MAX_LENGTH ?= 512
 ON_BAD ?= fail
 WORKERS ?=
 FRESH ?=
+SEED ?=
 define as_typed
 override $(1) := $$(value $(1))
 export $(1)
 endef
-GIVEN := DATA OUT TOKENIZER TEMPLATE KIND MAX_PROMPT MAX_LENGTH ON_BAD WORKERS FRESH RANKS
+GIVEN := DATA OUT TOKENIZER TEMPLATE KIND MAX_PROMPT MAX_LENGTH ON_BAD WORKERS FRESH RANKS SEED
 $(foreach name,$(GIVEN),$(eval $(call as_typed,$(name))))
 
 demo: env  ## distil a real model end to end into runs/demo (FRESH=1 starts again)
@@ -54,6 +55,13 @@ test-multinode: env  ## two hosts made of network namespaces, over pdsh and Open
 
 test-faults: env  ## break hundreds of runs on purpose and print what came of it (runs/faults.json)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/faults
+
+mutants: env  ## make the mistakes of tests/mutants.yaml one by one, and print those that no test notices (FRESH=1)
+	@fresh=; [ "$$FRESH" != 1 ] || fresh=--fresh; PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m tools.mutants $$fresh
+
+# Others every hour. The seed is printed: SEED=… tries the same again.
+mutants-sample: env  ## a dozen of them, of which none is begun after two minutes (SEED=)
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m tools.mutants --random 12 --seed "$${SEED:-$$(date -u +%Y%m%d%H)}" --minutes 2 --trusted
 
 check: env  ## format, lint, types, import layers, fast tests
 	$(BIN)/ruff format .

@@ -55,6 +55,12 @@ def test_the_first_steps_tell_nothing(at: int, warned: bool) -> None:
     assert steps_of([{"loss/total": float(value)} for value in losses]) == ([at + 1] if warned else [])
 
 
+@pytest.mark.parametrize(("to", "warned"), [(1.2, False), (1.3, True)])
+def test_a_smooth_loss_may_bend_by_a_quarter(to: float, warned: bool) -> None:
+    """Its deviation is 0, of which any bend is many times as much."""
+    assert steps_of([{"loss/total": 1.0}] * 40 + [{"loss/total": to}]) == ([41] if warned else [])
+
+
 def test_one_leap_does_not_hide_the_next() -> None:
     losses = falling(300, 0.05)
     losses[[100, 200]] *= 4

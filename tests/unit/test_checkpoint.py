@@ -88,12 +88,15 @@ def test_what_is_saved_is_what_was_there(saver: Saver, tmp_path: Path) -> None:
         assert file.metadata() == {"notes": "of it"}
 
 
-@pytest.mark.parametrize("free", [0.0, 1e12])
-def test_little_memory_only_costs_the_overlap(free: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("free", "ranks", "overlaps"), [(0, 1, False), (31, 1, False), (32, 1, True), (63, 2, False)])
+def test_little_memory_only_costs_the_overlap(
+    free: float, ranks: int, overlaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of these 16 bytes may take half of a rank's share of what is free."""
     monkeypatch.setattr("distill.checkpoint.writer.free_host_memory_bytes", lambda: free)
     content = {"a.safetensors": TensorFile({"part": torch.arange(10)[3:5]})}
-    writer = FileWriter(tmp_path, content, 1)
-    assert (writer._thread is None) == (free == 0)
+    writer = FileWriter(tmp_path, content, ranks)
+    assert (writer._thread is not None) == overlaps
     writer.wait()
     assert writer.error is None
     assert load_file(tmp_path / "a.safetensors")["part"].tolist() == [3, 4]
@@ -115,6 +118,19 @@ def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path) -> None:
         ours, theirs = (t.contiguous().reshape(-1).view(torch.uint8) for t in (found[name], tensor))
         assert torch.equal(ours, theirs), name
         assert found[name].shape == tensor.shape
+
+
+def test_every_tensor_begins_where_its_type_may(tmp_path: Path) -> None:
+    """Who maps the file into memory reads them where they lie."""
+    names = {torch.uint8: 1, torch.float16: 2, torch.float32: 4, torch.float64: 8}
+    for length in range(8):
+        tensors = {f"{'n' * length}{size}": torch.ones(3, dtype=dtype) for dtype, size in names.items()}
+        write_file(tmp_path / "file", lambda file, tensors=tensors: serialise(TensorFile(tensors), file))
+        content = (tmp_path / "file").read_bytes()
+        header = int.from_bytes(content[:8], "little")
+        assert header % 8 == 0
+        begins = {name: about["data_offsets"][0] for name, about in json.loads(content[8 : 8 + header]).items()}
+        assert [begin % tensors[name].element_size() for name, begin in begins.items()] == [0] * len(begins)
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -204,6 +220,33 @@ def test_a_disk_too_small_is_foreseen(
     assert kept(tmp_path) == []
     assert said[0].startswith("step-0000007 is not saved: it takes ")
     assert said[0].endswith("the run goes on without a checkpoint so far")
+
+
+def test_a_disk_has_room_for_the_parts_of_all_ranks(
+    saver: Saver, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = (10**9, 0, None)
+    monkeypatch.setattr(Topology, "gather_objects", lambda self, value: [value, others])
+    usage = type("Usage", (), {"free": 10**9})()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    save(saver, 7)
+    assert kept(tmp_path) == []
+    assert said[0].startswith("step-0000007 is not saved: it takes 1.05 GB, the disk has 1;")
+
+
+def test_the_pointer_moves_last(saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill before a checkpoint has its name leaves the one before in its place."""
+    rename = Path.rename
+
+    def killed_before(path: Path, target: Path) -> Path:
+        if path.name == "step-0000002.partial":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    save(saver, 1)
+    monkeypatch.setattr(Path, "rename", killed_before)
+    save(saver, 2)
+    assert (tmp_path / "checkpoints/latest").read_text() == "step-0000001"
 
 
 def test_an_error_that_is_not_the_disks_is_raised(saver: Saver) -> None:

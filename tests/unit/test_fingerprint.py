@@ -53,4 +53,6 @@ def test_other_records_show_and_a_hub_id_is_left_out(config: dict, records_dir: 
     (copy / "one-more").write_text("x")
     after = facts(config | {"data": {"train": str(copy)}})
     assert [name for name, value in before.items() if after[name] != value] == ["data.train"]
+    (copy / "one-more").write_text("y")
+    assert facts(config | {"data": {"train": str(copy)}})["data.train"] != after["data.train"], "as long, but another"
     assert "student.path" not in facts(config | {"student": {"path": "some/model"}})

@@ -15,7 +15,8 @@ from judge_server import FIRST, SIX_OF_TEN, Answer, Endpoint, endpoint, evaluate
 
 from distill import cli
 from distill.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_PREEMPTED
-from distill.evaluation.judge.tasks import longest_prompt
+from distill.evaluation.judge.replies import GARBAGE, Reply, ReplyFile
+from distill.evaluation.judge.tasks import Place, Task, longest_prompt
 
 KEY = "sk-5ecr3tmark-0123456789"
 PAIR = ("--pair", "a", "b")
@@ -125,6 +126,27 @@ def test_figures_of_other_commands_stay(folder: Path) -> None:
     with endpoint(lambda prompt, number: Answer(SIX_OF_TEN)) as server:
         judge(folder, server.url, "--model", "a")
     assert [entry["models"] for entry in entries(folder)] == [["a"]]
+
+
+def test_responses_are_those_of_their_row_in_whatever_order_they_lie(folder: Path) -> None:
+    path = folder / "a/held-out.seed-10.jsonl"
+    first, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first, *reversed(lines)]))
+    with endpoint(lambda prompt, number: Answer(SIX_OF_TEN)) as server:
+        assert judge(folder, server.url, "--model", "a") == 0
+    texts = {row["row"]: row["text"] for row in map(json.loads, lines)}
+    for row, text in texts.items():
+        (prompt,) = [prompt for prompt in server.prompts if f"Question {row}?" in prompt]
+        assert f"\n{text}\n" in prompt
+
+
+def test_a_servers_page_holds_no_verdict(tmp_path: Path) -> None:
+    task = Task(Place("pairs", "held-out", 10, 0, "a", "b"), "?", "key")
+    with ReplyFile(tmp_path / "x.replies.jsonl") as file:
+        file.add(task, Reply('{"error": {"better": 1}}', GARBAGE, None, None, "http://x", 0))
+        assert file.verdict(task) is None
+        file.add(task, Reply('{"better": 2}', "stop", None, None, "http://x", 0))
+        assert file.verdict(task) == (0.0, 1.0)
 
 
 def test_half_a_line_of_a_killed_command_is_dropped_and_the_rest_kept(folder: Path) -> None:
@@ -328,6 +350,13 @@ def longest(folder: Path, server: Endpoint) -> int:
     (folder / "judge.json").unlink()
     server.bodies.clear()
     return found
+
+
+def test_a_count_below_0_is_none(folder: Path) -> None:
+    usage = {"prompt_tokens": -10, "completion_tokens": 10}
+    with endpoint(lambda prompt, number: Answer(FIRST, usage=usage)) as server:
+        assert judge(folder, server.url, *PAIR) == 0
+    assert entries(folder)[0]["tokens"] == {"prompt": 0, "completion": 80, "replies_not_counted": 8}
 
 
 def test_a_server_that_counts_no_tokens_is_taken_to_have_used_the_most(folder: Path) -> None:

@@ -138,13 +138,13 @@ def test_choices_are_judged_by_their_tokens_probability() -> None:
 
 
 def test_calibration_is_of_bins_in_which_errors_of_both_signs_cancel() -> None:
-    """Of 15 bins [10/15, 11/15) holds 0.70 right and 0.68 wrong, the last one 0.95 and 1 right; 0.65 is below them."""
-    sure, right = [0.70, 0.68, 0.95, 1 - 1e-15, 0.65], [1, 0, 1, 1, 0]
+    """Of 15 bins [10/15, 11/15) holds 0.70 right and 0.68 wrong, the last 0.95 and 1 right, one below 0.65 right."""
+    sure, right = [0.70, 0.68, 0.95, 1 - 1e-15, 0.65], [1, 0, 1, 1, 1]
     nll = tokens_of(nll=[[-math.log(part)] for one in sure for part in (one, max(1 - one, 1e-300))])
     answers = [0 if one else 1 for one in right]
     questions = ChoiceSet([([0], [0])] * 10, list(range(0, 10, 2)), [2] * 5, answers)
-    ece = (abs((1 - 0.70) + (0 - 0.68)) + abs((1 - 0.95) + 0) + abs(0 - 0.65)) / 5
-    assert values_of(of_choices(nll, questions), 5) == pytest.approx({"accuracy": 3 / 5, "ece": ece})
+    ece = (abs((1 - 0.70) + (0 - 0.68)) + abs((1 - 0.95) + 0) + abs(1 - 0.65)) / 5
+    assert values_of(of_choices(nll, questions), 5) == pytest.approx({"accuracy": 4 / 5, "ece": ece})
 
 
 def test_excess_error_by_hand() -> None:

@@ -66,6 +66,8 @@ def test_bash_reads_words_back_whole() -> None:
 
 def test_only_what_is_meant_for_other_hosts_goes() -> None:
     assert list(forwarded(ENVIRONMENT)) == ["HF_TOKEN", "OMP_NUM_THREADS", "WANDB_API_KEY"]
+    of_this_host = {"DS_ENV_FILE": "/home/me/.deepspeed_env", "DS_ACCELERATOR": "cpu", "https_proxy": "x", "PATH": "y"}
+    assert list(forwarded(of_this_host)) == ["DS_ACCELERATOR", "https_proxy"]
 
 
 def test_variables_survive_the_shell() -> None:
@@ -113,7 +115,15 @@ def test_mpirun_is_given_names_only(hostfile: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "no such file"), ("worker-1\n", "bad entry"), ("a slots=1\na slots=1\n", "multiple entries for a")],
+    [
+        (None, "no such file"),
+        ("worker-1\n", "bad entry"),
+        ("worker-1 slots=2x\n", "bad entry"),
+        ("worker-1 slots=0\n", "a host without a rank"),
+        ("a slots=1\na slots=1\n", "multiple entries for a"),
+        ("-v slots=1\n", "'-v' is no host's name"),
+        ("a,b slots=1\n", "'a,b' is no host's name"),
+    ],
 )
 def test_an_unusable_hostfile_is_refused(content: str | None, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "hosts"
@@ -121,6 +131,13 @@ def test_an_unusable_hostfile_is_refused(content: str | None, expected: str, tmp
         path.write_text(content)
     with pytest.raises(BadInput, match=expected):
         plan(["--hostfile", str(path), "launch/train.sh"], {}, FILE)
+
+
+def test_a_hostfile_may_hold_comments_and_more_words(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("# ours\nworker-1 slots=2 # the old one\n\n  me@worker-2   slots=2 gpus=a100\t# new\n")
+    launch = plan(["--hostfile", str(path), "launch/train.sh"], {}, FILE)
+    assert launch.ssh.hosts == ["worker-1", "me@worker-2"]
 
 
 def test_a_script_that_would_be_split_is_refused(hostfile: str) -> None:
@@ -322,7 +339,7 @@ def launch():
     board = Board.beside(store, 0, 1)
     board.publish(Beat(1, 1, "", 1, False))
     print("up", flush=True)
-    while not board.told_to_leave() and not board.verdict():
+    while not LEAVES and not board.verdict():
         time.sleep(0.05)
     sys.exit(9 if board.verdict() else 75)
 with Supervisor() as supervisor:
@@ -335,12 +352,28 @@ sys.exit(code)
 def test_a_signal_to_the_launch_reaches_the_ranks_as_a_word(
     number: signal.Signals, code: int, root: Path, free_port: Callable[[], int]
 ) -> None:
-    text = LISTENS.replace("PORT", str(free_port()))
+    launcher = listening(root, free_port(), "board.told_to_leave()")
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=20) == code
+
+
+def listening(root: Path, port: int, leaves: str) -> subprocess.Popen:
+    """A launch whose rank is up, and leaves if that is so."""
+    text = LISTENS.replace("PORT", str(port)).replace("LEAVES", leaves)
     launcher = subprocess.Popen([sys.executable, "-c", text], cwd=root, stdout=subprocess.PIPE, text=True)
     assert launcher.stdout
     assert launcher.stdout.readline() == "up\n"
-    launcher.send_signal(number)
-    assert launcher.wait(timeout=20) == code
+    return launcher
+
+
+def test_a_second_signal_to_the_launch_ends_the_ranks(root: Path, free_port: Callable[[], int]) -> None:
+    """They have been asked to save themselves, and do not come to it."""
+    launcher = listening(root, free_port(), "False")
+    launcher.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        launcher.wait(timeout=2)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(timeout=20) == 9
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,9 @@ def test_a_rank_of_another_host_ends_with_pdsh(start: Callable, monkeypatch: pyt
     shell = start("sh", "-c", '"$@"; true', "sh", sys.executable, "-c", LAUNCHER, "--world_info=e30=", RANK)
     launcher, rank = family(shell)
     assert shell.stdin
+    shell.stdin.write("\n")
+    shell.stdin.flush()
+    assert not ends(rank, 2), "it is the end of stdin that tells, not what comes there"
     shell.stdin.close()
     assert ends(rank)
     assert ends(launcher)

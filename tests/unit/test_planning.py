@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from run_configs import change, problems
 from tiny_models import tiny_llama
 from transformers import LlamaConfig
@@ -23,10 +24,11 @@ from distill.objectives import chunked
 from distill.objectives.minillm import MiniLLM
 from distill.planning.advice import SHIPPED, deepspeed_choices, knobs
 from distill.planning.feed import Feed
-from distill.planning.memory import CHUNK_ROWS, HEAD_ROWS, LOSS_NUMBERS, SCORE_ROWS, activation_bytes
+from distill.planning.memory import CHUNK_ROWS, HEAD_ROWS, LOSS_NUMBERS, SCORE_ROWS, activation_bytes, gathers_once
 from distill.planning.plan import Plan
 from distill.planning.setup import GIB, Cluster, prepare
 from distill.planning.shapes import read_saved, read_shape
+from distill.planning.zero import Zero
 from distill.rollout import follower
 from tools.benchmarks.meter import Meter
 
@@ -71,6 +73,12 @@ def test_small_tensors_stay_whole(tmp_path: Path) -> None:
     assert shape.whole_below(31) == (0, 0)
     assert shape.whole_below(512) == (2 * 512, 3 * 32)
     assert replace(shape, tp=2).whole_below(512) == (2 * 256 + 2 * 512, 3 * 32), "a tensor-parallel rank's part counts"
+
+
+def test_heads_that_do_not_divide_go_to_the_fullest_rank(tmp_path: Path) -> None:
+    tiny_llama(50, 1, 0).save_pretrained(tmp_path)
+    shape = replace(read_shape(ModelSettings(path=str(tmp_path)), "student.path"), kv_heads=3, kv_width=3 * 16)
+    assert [replace(shape, tp=tp).kv_on_rank for tp in (1, 2, 3)] == [48, 32, 16]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -157,6 +165,50 @@ def test_state_by_hand(bf16: dict[str, Any]) -> None:
     assert sharded["teacher weights"] == 2 * teacher / 4 + 2 * teacher
 
 
+def test_what_a_json_does_not_say_is_deepspeeds_default(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    theirs, ours = DeepSpeedZeroConfig(stage=3), Zero.of(path)
+    assert ours.reduce_bucket == theirs.reduce_bucket_size
+    assert (ours.prefetch_bucket, ours.persistence) == (theirs.prefetch_bucket_size, theirs.param_persistence_threshold)
+    assert (ours.max_live, ours.max_reuse) == (theirs.max_live_parameters, theirs.max_reuse_distance)
+    assert (ours.sub_group, ours.overlap) == (theirs.sub_group_size, theirs.overlap_comm)
+
+
+@pytest.fixture
+def sharded(bf16: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A run whose every tensor is sharded, however small, and let go of as soon as it has served."""
+    path = tmp_path / "sharded.json"
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+    path.write_text(json.dumps({"zero_optimization": zero | {"reduce_bucket_size": 1000}}))
+    return bf16 | {"parallel": {"deepspeed": str(path)}}
+
+
+def test_a_gathered_copy_may_take_a_third_of_what_is_free(sharded: dict[str, Any]) -> None:
+    made = plan(sharded, cluster(4))
+    state, setup = sum(made.memory.state.values()), made.setup
+    copy = 2 * sum(shape.parameters for shape in setup.models())
+    found = [
+        gathers_once(replace(setup, cluster=replace(setup.cluster, memory=state + times * copy)))
+        for times in (2.9, 3.1)
+    ]
+    assert found == [False, True]
+
+
+def test_a_tensor_parallel_rank_holds_what_is_not_split_whole(bf16: dict[str, Any]) -> None:
+    made = plan(beside(bf16, 2, 2), cluster(2))
+    shape = made.setup.student
+    norms = 5 * 32
+    assert (shape.split, shape.replicated) == (2 * LAYER + shape.head_size, shape.parameters - shape.split)
+    assert shape.replicated >= norms
+    assert made.memory.state["student weights"] == 2 * (shape.split / 2 + shape.replicated)
+
+
+def test_rows_that_do_not_divide_are_the_fullest_ranks(bf16: dict[str, Any]) -> None:
+    setup = plan(bf16, cluster()).setup
+    assert replace(setup, cluster=cluster(3)).rows == 6, "of 16"
+
+
 def test_offloading_moves_state_to_the_host(bf16: dict[str, Any]) -> None:
     memory = plan(stage(bf16, "zero3_offload"), cluster(2)).memory
     assert {"optimizer", "student weights", "teacher weights"} <= set(memory.host)
@@ -208,6 +260,43 @@ def test_traffic_by_hand(bf16: dict[str, Any]) -> None:
     assert sent("zero2", 2)["loss", "gradients"] == 2 * 2 * 2 * student / 2
     # Small tensors are not gathered, their gradients are scattered; after the update they are made whole.
     assert sent("zero3", 2) == {("loss", "gradients"): 2 * 2 * student / 2, ("update", "small weights"): student}
+
+
+def test_weights_let_go_of_are_fetched_again(sharded: dict[str, Any]) -> None:
+    """By each of 2 micro-batches on each of 2 ranks, forward and backward: half of them are missing."""
+    made = plan(sharded, cluster(2))
+    sent = {(flow.phase, flow.name): flow.sent for flow in made.traffic}
+    student = made.setup.student.parameters
+    assert sent["loss", "weights"] == 2 * 2 * (2 * student / 2)
+    half = replace(made.setup, zero=replace(made.setup.zero, max_reuse=student))
+    again = {(flow.phase, flow.name): flow.sent for flow in Plan.of(half).traffic}
+    assert again["loss", "weights"] == 2 * 1.5 * (2 * student / 2), (
+        "half of the forward is within reach of its backward"
+    )
+
+
+def test_recomputing_activations_takes_one_forward_more(bf16: dict[str, Any]) -> None:
+    alone = {key: value for key, value in bf16.items() if key not in ("teacher", "rollout")}
+    config = alone | {"objective": {"name": "sft"}}
+    plain, again = (plan(change(config, "student.gradient_checkpointing", on), cluster()) for on in (False, True))
+    assert again.duration.loss == pytest.approx(plain.duration.loss * 4 / 3)
+
+
+def test_a_decode_step_waits_for_memory(bf16: dict[str, Any]) -> None:
+    """On a processor no kernel is launched; without arithmetic a round takes as long as reading weights and caches."""
+    where = replace(cluster(device="cpu"), flops=1e30, memory_bandwidth=1e10)
+    made = plan(stage(bf16, "zero1"), where)
+    teacher = made.setup.teacher
+    assert teacher is not None
+    # 16 rows whose 16 tokens come behind 64 others: on average 72 are cached. The teacher draws a fifth of the tokens,
+    # and reads once more.
+    read = 0.0
+    for shape, forwards, kept in (
+        (made.setup.student, 0.8 * 16, 2 * 2 * 2 * 8),
+        (teacher, 0.2 * 16 + 1, 3 * 2 * 2 * 8),
+    ):
+        read += forwards * 2 * (shape.matrices + shape.head_size + 16 * 72 * kept)
+    assert made.duration.round == pytest.approx(read / 1e10, abs=0)
 
 
 def test_tensor_parallel_traffic_by_hand(bf16: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from reports import (
 )
 
 from tools.reporting import costs, settings
-from tools.reporting.charts import thin
+from tools.reporting.charts import bars, thin
 from tools.reporting.evaluations import read_evaluation
 from tools.reporting.page import page
 from tools.reporting.png import write_pngs
@@ -190,6 +190,11 @@ def test_long_curves_are_thinned_without_losing_a_peak() -> None:
     assert len(thin_x) <= 400
     assert (thin_y.max(), thin_y.min(), thin_x[0], thin_x[-1]) == (9.0, -9.0, 0.0, 4999.0)
     assert all(y[int(place)] == value for place, value in zip(thin_x, thin_y, strict=True))
+
+
+def test_a_histograms_bars_are_shares_of_all_values() -> None:
+    found = bars("x", 0, np.array([1.0, 1.0, 1.5, 4.0]), np.array([0.0, 1.2, 2.0, 3.0, 5.0]))
+    assert (found.shares.tolist(), found.count, found.mean) == ([0.5, 0.25, 0.0, 0.25], 4, 1.875)
 
 
 def test_three_long_runs_make_a_page_of_less_than_3_mb(tmp_path: Path) -> None:

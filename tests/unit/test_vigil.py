@@ -231,6 +231,19 @@ def test_told_to_stop_before_it_can_save_it_ends(ranks: Ranks) -> None:
     assert "distill: told to stop before the first step: nothing is lost\n" in ranks.said(1)
 
 
+def test_a_run_that_can_save_itself_is_left_to_it(ranks: Ranks) -> None:
+    def body() -> int:
+        notice.heeded = True
+        time.sleep(5)
+        return 75 if notice.told else 1
+
+    ranks.start(body, body)
+    ranks.wait_until_up()
+    os.kill(ranks.pids[1], signal.SIGTERM)
+    assert ranks.codes() == [1, 75]
+    assert (ranks.said(0), ranks.said(1)) == ("", "")
+
+
 @pytest.mark.parametrize("verdict", [None, Verdict(1, "the launch was told to end", -1)])
 def test_the_launch_reaches_the_ranks(verdict: Verdict | None, ranks: Ranks) -> None:
     def boundary() -> None:
@@ -271,7 +284,9 @@ class Clock:
 def test_a_rank_without_a_new_beat_is_silent_unless_it_has_left() -> None:
     clock = Clock()
     overseer = Overseer(3, clock)
-    assert overseer.silent([], 30) == []
+    clock.now = 31
+    assert overseer.silent([], 30) == [], "not all have met yet"
+    clock.now = 0
     for clock.now, number in ((1, 1), (29, 1), (32, 2)):
         beats = [replace(BEAT, number=number), BEAT, replace(BEAT, left=True)]
         silent = overseer.silent(beats, 30)
@@ -336,12 +351,14 @@ def test_how_a_neighbour_ended(how: str, expected: str) -> None:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("gloo: can't allocate memory"),
     ],
 )
 def test_memory_is_named_and_what_to_turn(error: Exception) -> None:
     told = words.failed("rank 1 (a)", BEAT, error)
     assert told.startswith("rank 1 (a) ran out of memory at step 3 in forward: ")
     assert "turn down optim.micro_batch or rollout.batch, or set student.gradient_checkpointing=true" in told
+    assert not words.follows(error), "it is a cause, and waits for no other"
 
 
 def test_the_command_that_resumes_is_read_off_the_launcher(
