@@ -117,7 +117,6 @@ OPTIM = {
     "weight_decay": 0.1,
     "clip_norm": 0.05,
     "batch_size": 8,
-    "dropout": False,
 }
 ROLLOUT = {
     "alpha": 0.3,
@@ -246,7 +245,10 @@ def config_of(name: str, models: Path, records: Path, folder: Path, micro_batch:
         "data": {"train": str(records / "train")},
         "objective": objective,
         "precision": special.get("precision", "fp32"),
-        "optim": OPTIM | {"steps": special["steps"], "schedule": special["schedule"], "micro_batch": micro_batch},
+        # Left on where every step has rollouts: there the program itself must do without.
+        "optim": OPTIM
+        | {"steps": special["steps"], "schedule": special["schedule"], "micro_batch": micro_batch}
+        | {"dropout": objective["name"] in ("minillm", "opd")},
         "evaluation": {"every": 2, "prompts": 5, "seeds": 2, "metric": special.get("valid", "auto")},
         "checkpoint": {"every": 100},
         "log": {"wandb": "disabled"},

@@ -87,7 +87,8 @@ def runs(
             "precision": sections.get("precision", "fp32"),
             "optim": {"lr": 5e-3, "batch_size": 8, "micro_batch": 2, "steps": STEPS, "schedule": "cosine"},
             "rollout": {"max_new_tokens": 12, "batch": 8},
-            "evaluation": {"every": 5, "prompts": 7, "metric": sections.get("metric", "auto")},
+            # One before the kill: whatever mode a validation leaves the student in, a resumed run must not differ.
+            "evaluation": {"every": 2, "prompts": 7, "metric": sections.get("metric", "auto")},
             "checkpoint": {"every": KILLED_AFTER, "keep": 9},
             "log": {"wandb": "disabled"},
         }
