@@ -6,13 +6,14 @@ from pathlib import Path
 import datasets
 import pytest
 from run_configs import change, problems
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from distill.checks.contents import largest_id, wrong_contents
 from distill.checks.layout import check_batches
 from distill.checks.report import Report
 from distill.config import Config
 from distill.data.records import open_records, read_manifest
-from distill.models.vocabulary import KnownIds
+from distill.models.vocabulary import KnownIds, shared_vocabulary
 
 
 @pytest.mark.parametrize(("tokens", "refused"), [(192, False), (193, True)])
@@ -28,6 +29,13 @@ def test_the_first_id_beyond_the_rows_is_beyond() -> None:
     assert known.beyond([[0, 599], [], [598]]) is None
     assert known.beyond([[0], [600, 3], [601]]) == 601
     assert known.beyond([[600]]) == 600
+
+
+@pytest.mark.parametrize(("rows", "shared"), [((640, 700), 600), ((640, 500), 500), ((600,), 600), ((), 600)])
+def test_ids_are_shared_that_every_model_and_the_tokenizer_know(
+    rows: tuple[int, ...], shared: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    assert shared_vocabulary(tokenizer, *(LlamaConfig(vocab_size=size) for size in rows)) == shared
 
 
 def test_the_first_id_that_the_tokenizer_has_not_is_wrong(records_dir: Path) -> None:

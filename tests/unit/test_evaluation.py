@@ -14,7 +14,7 @@ from distill.errors import BadInput
 from distill.evaluation.answers import Answer, AnswerFile, batches
 from distill.evaluation.prompt_sets import PromptSet, read_choices, read_prompts, read_text
 from distill.evaluation.scores import Scores, Tokens
-from distill.evaluation.subjects import subjects
+from distill.evaluation.subjects import _weights, subjects
 from distill.evaluation.suite import Suite, load_suite
 from distill.evaluation.table import markdown_table, terminal_tables
 
@@ -225,3 +225,13 @@ def test_tables_show_intervals_of_what_was_measured() -> None:
     text = terminal_tables(evaluation)
     assert text.startswith("dolly\n")
     assert "12.34 [11.00, 13.50]" in text
+
+
+def test_a_student_trained_anew_is_another_though_its_files_are_as_long(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    before = _weights(tmp_path)
+    (tmp_path / "README.md").write_text("Of no account.")
+    assert _weights(tmp_path) == before
+    (tmp_path / "model.safetensors").write_bytes(b"Weights")
+    assert _weights(tmp_path) != before

@@ -20,7 +20,7 @@ from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.errors import BadInput, Problem
+from distill.errors import Absence, BadInput, Problem
 from distill.launching import __main__ as launching
 from distill.launching import here, hosts
 from distill.launching.__main__ import main
@@ -166,12 +166,16 @@ def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_each_host_that_cannot_take_part_is_named(
     fake_ssh: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [str(problem) for problem in Ssh(["good", "down", "mute"]).prepare(free_port())]
+    problems = Ssh(["good", "down", "mute"]).prepare(free_port())
+    assert all(isinstance(problem, Absence) for problem in problems), "they may yet come"
+    found = list(map(str, problems))
     assert len(found) == 2
     assert found[0].startswith("host = 'down': not reached (ssh: connect to host down port 22: timed out)")
     assert found[1].startswith("host = 'mute': no answer in 2 s")
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    assert "has no /no/such/python" in str(Ssh(["good"]).prepare(free_port())[0])
+    (problem,) = Ssh(["good"]).prepare(free_port())
+    assert "has no /no/such/python" in str(problem)
+    assert not isinstance(problem, Absence)
 
 
 def test_the_file_is_private_and_goes_again(fake_ssh: Path, free_port: Callable[[], int]) -> None:
@@ -469,12 +473,16 @@ def test_no_host_keeps_the_file_of_a_launch_told_to_end_while_it_asks(
 
 
 def test_a_launch_that_was_told_to_end_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[Launch] = []
+
     def start(launch: Launch, supervisor: Supervisor, typed: str) -> int:
+        starts.append(launch)
         supervisor._hear(signal.SIGTERM, None)
         return 1
 
     monkeypatch.setattr(launching, "_start", start)
     assert main(["--max-restarts=3", "launch/train.sh"]) == 1
+    assert len(starts) == 1
 
 
 def test_a_number_of_restarts_that_is_none_is_refused(capsys: Capture) -> None:

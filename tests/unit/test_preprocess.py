@@ -1,5 +1,6 @@
 """`make preprocess`: every accepted shape, every refusal, both kinds of tokenizer."""
 
+import copy
 import json
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 import sentencepiece
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.preprocess import preprocess
@@ -63,6 +65,31 @@ def test_text_templates(
     text = tokenizer.decode(datasets.load_from_disk(str(tmp_path / "out"))[0]["prompt_ids"])
     assert text.endswith(expected)
     assert ("paired with an input" in text) == (template == "alpaca")
+
+
+@pytest.mark.parametrize("template", ["plain", "alpaca"])
+def test_a_ready_made_prompt_stays_as_it_is(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, template: str
+) -> None:
+    wide = Recipe(recipe.tokenizer, template, 300, 400)
+    preprocess([write(tmp_path / "a.jsonl", SHAPES[2])], tmp_path / "out", wide, workers=1)
+    (row,) = datasets.load_from_disk(str(tmp_path / "out"))
+    assert tokenizer.decode(row["prompt_ids"]) == "Name a fruit."
+
+
+def test_a_prompt_goes_on_where_the_tokenizer_ends_every_text(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    ending = copy.deepcopy(tokenizer)
+    end = ("<eos>", ending.eos_token_id)
+    ending.backend_tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[end])
+    assert ending.encode("a")[-1] == ending.eos_token_id
+    ending.save_pretrained(tmp_path / "tokenizer")
+    given = Recipe(str(tmp_path / "tokenizer"), "plain", 300, 400)
+    preprocess([write(tmp_path / "a.jsonl", SHAPES[1])], tmp_path / "out", given, workers=1)
+    (row,) = datasets.load_from_disk(str(tmp_path / "out"))
+    assert tokenizer.decode(row["prompt_ids"]) == "Shorten.\n\nA long line.\n\n"
+    assert tokenizer.decode(row["response_ids"]) == "A line.<eos>"
 
 
 BAD_LINES = [
