@@ -17,7 +17,7 @@ from transformers import (
 )
 
 PADDED = 39
-"""Rows of the Llama teacher's head that are no tokens."""
+"""Rows of the Llama teacher's head that are no tokens; the Qwen2 student has 7."""
 
 
 def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase, corpus: list[str]) -> None:
@@ -27,7 +27,10 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase, corpus: list[
     for role, (layers, width, seed) in sizes.items():
         torch.manual_seed(seed)
         is_teacher = role == "teacher"
-        models = {"gpt2": _gpt2(vocab, layers), "qwen2": _qwen2(vocab, layers, width, tied=is_teacher)}
+        models = {
+            "gpt2": _gpt2(vocab, layers),
+            "qwen2": _qwen2(vocab + 7 * (not is_teacher), layers, width, tied=is_teacher),
+        }
         models["llama"] = _llama(vocab + PADDED * is_teacher, layers, width, tied=not is_teacher)
         for family, model in models.items():
             model.save_pretrained(folder / f"{family}-{role}")

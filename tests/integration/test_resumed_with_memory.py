@@ -5,6 +5,7 @@ fp16's loss scale.
 """
 
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -133,6 +134,12 @@ def test_the_same_to_the_bit(name: str, runs: Path) -> None:
         ours_has, theirs = load_file(ours / name), load_file(whole / name)
         assert ours_has.keys() == theirs.keys()
         assert all(torch.equal(ours_has[key], theirs[key]) for key in theirs), name
+
+
+def test_a_skipped_step_does_not_hold_the_schedule_back(runs: Path) -> None:
+    rates = [row["optim/lr"] for row in records(runs / "whole dropout") if "optim/lr" in row]
+    cosine = [5e-3 * (1 + math.cos(math.pi * step / STEPS)) / 2 for step in range(STEPS)]
+    assert rates == pytest.approx(cosine, rel=1e-9)
 
 
 def test_there_was_something_to_remember(runs: Path) -> None:
